@@ -1,0 +1,176 @@
+"""One collision: what an electron meets, where it turns, what it loses, and the electron it frees.
+
+As in transport.py every function is elementwise, E counts from the vacuum level and T = E + U0 from the
+bottom of the band. Momentum transfers are in atomic units.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bsevox_jax.sim.elements import HARTREE_KEV, SPEED_OF_LIGHT_AU
+from bsevox_jax.sim.random import cos_sin_turns, uniform
+from bsevox_jax.sim.transport import Electron, Flight, Medium, look_up
+
+
+class Collision(NamedTuple):
+    """What an electron meets at the end of its flight: nothing if neither elastic nor inelastic.
+
+    `drawn` is mu = (1 - cos)/2 of an elastic event, or the pole energy w0 (keV) of an inelastic one.
+    """
+
+    elastic: jax.Array
+    inelastic: jax.Array
+    drawn: jax.Array
+
+
+def meet(medium: Medium, flight: Flight, row, kind_bits, quantile_bits) -> Collision:
+    """Decides what happens at the end of a flight: a real collision of some kind, or a null collision."""
+    at_row = flight.label_end * medium.num_rows + row
+    elastic_rate = look_up(medium.elastic_rate_per_nm, at_row)
+    inelastic_rate = look_up(medium.inelastic_rate_per_nm, at_row)
+    choice = uniform(kind_bits) * flight.rate_per_nm
+    real = (flight.face == 0) & (choice < elastic_rate + inelastic_rate)
+    elastic = real & (choice < elastic_rate)
+
+    table = jnp.where(elastic, 0, medium.barrier_kev.shape[0] * medium.num_rows) + at_row
+    position = -jnp.log(uniform(quantile_bits)) * medium.points_per_log_quantile
+    position = jnp.minimum(position, medium.num_points - 1.001)
+    point = position.astype(jnp.int32)
+    index = table * medium.num_points + point
+    low, high = look_up(medium.quantiles, index), look_up(medium.quantiles, index + 1)
+    return Collision(elastic, real & ~elastic, low + (position - point) * (high - low))
+
+
+def scatter(electron: Electron, collision: Collision, event, across):
+    """Deflects an electron and takes its energy loss.
+
+    Args:
+        event: the `EnergyLoss` of the collision, used if it is inelastic.
+        across: unit vector across the direction of flight, towards which the electron turns.
+
+    Returns:
+        The scattered electron and the electron it struck, still without energy.
+    """
+    inelastic = collision.inelastic & event.possible
+    one_minus_cos = jnp.where(
+        collision.elastic, 2 * collision.drawn, jnp.where(inelastic, event.one_minus_cos, 0.0)
+    )
+    loss_kev = jnp.where(inelastic, event.loss_kev, 0.0)
+    old = (electron.ux, electron.uy, electron.uz)
+    sin = jnp.sqrt(jnp.maximum(one_minus_cos * (2 - one_minus_cos), 0.0))
+    ux, uy, uz = (u + (sin * p - one_minus_cos * u) for u, p in zip(old, across, strict=True))
+    scattered = electron._replace(ux=ux, uy=uy, uz=uz, energy_kev=electron.energy_kev - loss_kev)
+    sin = jnp.sqrt(jnp.maximum(1 - event.child_cos * event.child_cos, 0.0))
+    ux, uy, uz = (event.child_cos * u - sin * p for u, p in zip(old, across, strict=True))
+    child = electron._replace(ux=ux, uy=uy, uz=uz, is_primary=jnp.zeros_like(electron.is_primary))
+    return scattered, child
+
+
+def struck_energy_kev(medium: Medium, label, collision: Collision, event, child_bits):
+    """Energy, in vacuum terms, of an electron struck in the Fermi sea or in the deepest open core level.
+
+    Zero or less if there is none or it cannot leave.
+    """
+    barrier_kev, fermi_kev = look_up(medium.barrier_kev, label), look_up(medium.fermi_kev, label)
+    edges = medium.core_edges_kev.shape[0] // medium.barrier_kev.shape[0]
+    binding_kev = jnp.zeros_like(barrier_kev)
+    for edge in range(edges):
+        edge_kev = look_up(medium.core_edges_kev, label * edges + edge)
+        binding_kev = jnp.where(collision.drawn >= edge_kev, edge_kev, binding_kev)
+    sea_kev = fermi_kev * jnp.exp(jnp.log(uniform(child_bits)) * (2 / 3))  # density of states ~ sqrt(E)
+    start_kev = jnp.where(binding_kev > 0, fermi_kev - binding_kev, sea_kev)
+    inelastic = collision.inelastic & event.possible
+    return jnp.where(inelastic, event.loss_kev + start_kev - barrier_kev, 0.0)
+
+
+class EnergyLoss(NamedTuple):
+    """An inelastic event: loss W, deflection, direction of the struck electron, and whether it can happen."""
+
+    loss_kev: jax.Array
+    one_minus_cos: jax.Array
+    child_cos: jax.Array
+    possible: jax.Array
+
+
+def lose_energy(medium: Medium, electron: Electron, label, pole_kev, random_bits) -> EnergyLoss:
+    """The inelastic event of an electron in a material; see `single_pole_loss`."""
+    kinetic_kev = electron.energy_kev + look_up(medium.barrier_kev, label)
+    return single_pole_loss(kinetic_kev, look_up(medium.fermi_kev, label), pole_kev, uniform(random_bits))
+
+
+def single_pole_loss(kinetic_kev, fermi_kev, pole_kev, u) -> EnergyLoss:
+    """Draws the momentum transfer q of an event with pole energy w0, and with it the loss W = w_q.
+
+    Single-pole Penn model (Penn, Phys. Rev. B 35, 482, 1987) with w_q^2 = w0^2 + b q^2 + q^4/4 in atomic
+    units and b = v_F(w0)^2 / 3. The probability ~ dq/(q w_q) has the closed integral ln H(q^2) / (2 w0),
+    H(x) = x / (2 w0 w_q + b x + 2 w0^2), which is inverted exactly. q lies between the smallest root of the
+    kinematics, v q - q^2/2 = w_q, and the q at which W reaches (T - E_F)/2: the two electrons that leave the
+    event are alike, and the faster is called the primary.
+    """
+    t, w0 = kinetic_kev / HARTREE_KEV, pole_kev / HARTREE_KEV
+    w0 = jnp.maximum(w0, 1e-4)
+    b = (3 * math.pi / 4) ** (2 / 3) / 3 * jnp.exp(jnp.log(w0) * (4 / 3))
+    gamma_minus_1 = t / SPEED_OF_LIGHT_AU**2
+    v = jnp.sqrt(2 * t * (1 + gamma_minus_1 / 2)) / (1 + gamma_minus_1)
+    w_max = (kinetic_kev - fermi_kev) / (2 * HARTREE_KEV)
+
+    q_min = smallest_momentum_transfer(v, b, w0)
+    x_min = q_min * q_min
+    beyond = w_max * w_max - w0 * w0
+    x_max = 2 * beyond / (jnp.sqrt(b * b + jnp.maximum(beyond, 0)) + b)
+    possible = (beyond > 0) & (x_max > x_min)
+
+    def big_h(x):
+        return x / (2 * w0 * jnp.sqrt(w0 * w0 + x * (b + x / 4)) + b * x + 2 * w0 * w0)
+
+    h_min = big_h(x_min)
+    ratio = jnp.where(possible, big_h(jnp.maximum(x_max, x_min)) / h_min, 1.0)
+    h = h_min * jnp.exp(u * jnp.log(ratio))
+    x = 4 * w0 * w0 * h / ((1 - h * b - h * w0) * (1 - h * b + h * w0))
+    loss = jnp.sqrt(w0 * w0 + x * (b + x / 4))
+
+    k = jnp.sqrt(2 * t)
+    k_after = jnp.sqrt(2 * jnp.maximum(t - loss, 1e-6))
+    change = 2 * loss / (k + k_after)
+    one_minus_cos = jnp.clip((x - change * change) / (2 * k * k_after), 0.0, 2.0)
+    child_cos = jnp.clip((k - k_after * (1 - one_minus_cos)) / jnp.sqrt(x), -1.0, 1.0)
+    return EnergyLoss(loss * HARTREE_KEV, one_minus_cos, child_cos, possible)
+
+
+def smallest_momentum_transfer(v, b, w0):
+    """Smallest root q of v q^3 - (v^2 - b) q^2 + w0^2 = 0 (atomic units), by Newton steps from below.
+
+    The kinematic limit v q - q^2/2 = w_q squared. The textbook form with arccos loses all digits in float32.
+    """
+    a = jnp.maximum(v * v - b, 1e-6)
+    q = w0 / jnp.sqrt(a)
+    for _ in range(4):
+        value = q * q * (v * q - a) + w0 * w0
+        slope = q * (3 * v * q - 2 * a)
+        q = q - value / jnp.minimum(slope, -1e-12)
+    return q
+
+
+def unit_vector_across(electron: Electron, azimuth_bits):
+    """A unit vector at right angles to the direction of flight, at a random azimuth.
+
+    The basis is that of Duff et al., JCGT 6(1), 1 (2017).
+    """
+    ux, uy, uz = electron.ux, electron.uy, electron.uz
+    cos, sin = cos_sin_turns(uniform(azimuth_bits))
+    sign = jnp.copysign(jnp.ones_like(uz), uz)
+    a = -1.0 / (sign + uz)
+    c = ux * uy * a
+    px = cos * (1 + sign * ux * ux * a) + sin * c
+    py = cos * (sign * c) + sin * (sign + uy * uy * a)
+    return px, py, -cos * (sign * ux) - sin * uy
+
+
+def unit_length(electron: Electron) -> Electron:
+    """Takes the rounding off the length of the direction."""
+    ux, uy, uz = electron.ux, electron.uy, electron.uz
+    scale = 1.5 - 0.5 * (ux * ux + uy * uy + uz * uz)
+    return electron._replace(ux=ux * scale, uy=uy * scale, uz=uz * scale)

@@ -1,0 +1,89 @@
+"""The specimen: a block of voxels, what each is made of, and how far one may fly in it unchecked."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+MAX_MATERIALS = 8
+MAX_CLEARANCE = 15  # voxels; four bits of a tracking word
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Specimen:
+    """A voxel block with mirror side walls, vacuum above (z < 0) and a perfect absorber below.
+
+    Attributes:
+        labels: uint8 [..., y, x, z]; 0 vacuum, 1.. the materials in order; leading axes are a batch.
+        voxel_nm: edge of the cubic voxels, nm; also the pixel of the images.
+        materials: names of the materials 1, 2, ...; each needs cross sections.
+    """
+
+    labels: np.ndarray
+    voxel_nm: float = dataclasses.field(default=1.0, metadata={"static": True})
+    materials: tuple[str, ...] = dataclasses.field(default=("Si", "Cu"), metadata={"static": True})
+
+
+def check_specimen(specimen: Specimen) -> Specimen:
+    """Returns the specimen with its labels as a numpy array, or raises ValueError for a broken rule."""
+    labels = np.asarray(specimen.labels)
+    if labels.dtype != np.uint8:
+        raise ValueError(f"labels must be uint8; got {labels.dtype}. Use labels.astype(np.uint8).")
+    if labels.ndim < 3 or 0 in labels.shape:
+        raise ValueError(f"labels must have axes [..., y, x, z], none empty; got shape {labels.shape}.")
+    if not 1 <= len(specimen.materials) <= MAX_MATERIALS:
+        raise ValueError(f"a specimen holds 1 to {MAX_MATERIALS} materials; got {specimen.materials}.")
+    if labels.max() > len(specimen.materials):
+        raise ValueError(
+            f"labels must be 0 (vacuum) to {len(specimen.materials)} ({', '.join(specimen.materials)}); "
+            f"got {labels.max()}. Name the missing material in Specimen.materials."
+        )
+    if not specimen.voxel_nm > 0:
+        raise ValueError(f"voxel_nm must be positive; got {specimen.voxel_nm}.")
+    return dataclasses.replace(specimen, labels=labels)
+
+
+def tracking_words(labels: np.ndarray) -> np.ndarray:
+    """Packs what a flight must know about its voxel into 16 bits.
+
+    Around every voxel lies a cube of voxels of the same label, and a larger or equal cube on the same side
+    of the vacuum surface. Inside the first an electron meets one material only; inside the second it meets
+    no surface. Side walls mirror the specimen, and the faces z = 0 and z = depth do not limit the cubes.
+
+    Args:
+        labels: uint8 [specimen, y, x, z].
+
+    Returns:
+        uint16 [specimen, y, x, z]: label (bits 0-3), half-width in voxels of the cube of equal label
+        (bits 4-7) and of the cube without a vacuum surface (bits 8-11).
+    """
+    same_label = _half_width_of_uniform_cube(labels)
+    same_side = _half_width_of_uniform_cube((labels > 0).astype(np.uint8))
+    return (labels | same_label.astype(np.uint16) << 4 | same_side.astype(np.uint16) << 8).astype(np.uint16)
+
+
+def _half_width_of_uniform_cube(values: np.ndarray) -> np.ndarray:
+    """Largest r <= MAX_CLEARANCE such that all voxels within r (Chebyshev) have the same value; uint8."""
+    lowest = highest = values
+    half_width = np.zeros_like(values)
+    for _ in range(MAX_CLEARANCE):
+        lowest, highest = _over_neighbours(np.minimum, lowest), _over_neighbours(np.maximum, highest)
+        uniform = lowest == highest
+        if not uniform.any():
+            break
+        half_width += uniform
+    return half_width
+
+
+def _over_neighbours(extremum, values: np.ndarray) -> np.ndarray:
+    """Extremum over the 3 x 3 x 3 neighbourhood; repeating the edge voxel is the mirror of the side walls."""
+    for axis in (-1, -2, -3):
+        before = np.concatenate(
+            [values.take([0], axis), values.take(range(values.shape[axis] - 1), axis)], axis
+        )
+        after = np.concatenate(
+            [values.take(range(1, values.shape[axis]), axis), values.take([-1], axis)], axis
+        )
+        values = extremum(extremum(before, values), after)
+    return values

@@ -1,0 +1,222 @@
+"""One electron on its way: it flies through the voxels and crosses surfaces.
+
+Every function is elementwise: each argument may be a scalar (one electron) or an array (one entry per lane).
+Energies are kinetic and counted from the vacuum level, E; inside a material T = E + U0 counts from the bottom
+of its band. The equations and their sources are in docs/physics.md; what happens in a collision is in
+scattering.py.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bsevox_jax.sim.random import uniform
+from bsevox_jax.sim.tables import CrossSections
+
+CUTOFF_KEV = 0.050  # a backscattered electron has more than 50 eV in vacuum
+NUDGE = 1e-4  # voxels; puts an electron that reached a voxel face on its far side
+
+# Within a cube of at least this half-width (voxels) a flight uses the rate of its own material; closer to an
+# interface it uses the largest rate of all materials and rejects the excess (delta tracking). Both are exact.
+OWN_RATE_HALF_WIDTH = 2
+
+
+class Electron(NamedTuple):
+    """Position (nm), direction cosines, kinetic energy in vacuum terms, and whether it came from the beam."""
+
+    x: jax.Array
+    y: jax.Array
+    z: jax.Array
+    ux: jax.Array
+    uy: jax.Array
+    uz: jax.Array
+    energy_kev: jax.Array
+    is_primary: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Medium:
+    """What an electron moves in: tracking words of a batch of specimens and flattened cross sections.
+
+    Label index M (one past the last material) holds the largest rate of all, the majorant.
+    """
+
+    words: jax.Array  # uint16, flattened [specimen, y, x, z]
+    total_rate_per_nm: jax.Array  # [(M + 1) * R]
+    elastic_rate_per_nm: jax.Array  # [M * R]
+    inelastic_rate_per_nm: jax.Array  # [M * R]
+    quantiles: jax.Array  # [2 * M * R * P]; first mu = (1 - cos)/2 of elastic events, then w0 in keV
+    barrier_kev: jax.Array  # [M]
+    fermi_kev: jax.Array  # [M]
+    core_edges_kev: jax.Array  # [M * K]
+    log_energy_start: jax.Array
+    rows_per_log_energy: jax.Array
+    points_per_log_quantile: jax.Array
+    shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})  # voxels along y, x, z
+    voxel_nm: float = dataclasses.field(metadata={"static": True})
+    num_rows: int = dataclasses.field(metadata={"static": True})
+    num_points: int = dataclasses.field(metadata={"static": True})
+
+
+def medium(words: jax.Array, cross_sections: CrossSections, voxel_nm: float) -> Medium:
+    """Lays out `words` [specimen, y, x, z] and the cross sections for the walk."""
+    tables = jax.tree.map(jnp.asarray, cross_sections)
+    total = tables.elastic_rate_per_nm + tables.inelastic_rate_per_nm
+    log_energies = jnp.log(tables.energies_kev)
+    num_rows, num_points = tables.angle_icdf.shape[1:]
+    return Medium(
+        words=words.ravel(),
+        total_rate_per_nm=jnp.concatenate([total, total.max(0, keepdims=True)]).ravel(),
+        elastic_rate_per_nm=tables.elastic_rate_per_nm.ravel(),
+        inelastic_rate_per_nm=tables.inelastic_rate_per_nm.ravel(),
+        quantiles=jnp.concatenate([tables.angle_icdf, tables.loss_icdf_kev]).ravel(),
+        barrier_kev=tables.barrier_kev,
+        fermi_kev=tables.fermi_kev,
+        core_edges_kev=tables.core_edges_kev.ravel(),
+        log_energy_start=log_energies[0],
+        rows_per_log_energy=(num_rows - 1) / (log_energies[-1] - log_energies[0]),
+        points_per_log_quantile=jnp.float32((num_points - 1) / -tables.log_quantile_end),
+        shape=words.shape[-3:],
+        voxel_nm=voxel_nm,
+        num_rows=num_rows,
+        num_points=num_points,
+    )
+
+
+def look_up(table, index):
+    """`table[index]` for an index known to be inside."""
+    return table.at[index].get(mode="promise_in_bounds")
+
+
+def aim(medium: Medium, electron: Electron, specimen_start, row, random_bits):
+    """Draws the flight of an electron: to a possible collision, or to a face of the cube it may cross freely.
+
+    Args:
+        specimen_start: index in `medium.words` of the electron's specimen.
+        row: energy row of the tables.
+        random_bits: uint32, for the free path.
+
+    Returns:
+        The flight, its end not yet known (`label_end` is the label at the start).
+    """
+    word = _word(medium, electron, specimen_start)
+    label, same_label, same_side = word & 15, (word >> 4) & 15, word >> 8
+    alone = (same_label >= OWN_RATE_HALF_WIDTH) | (label == 0)
+    rate_label = jnp.where(alone, label, medium.barrier_kev.shape[0])
+    rate = look_up(medium.total_rate_per_nm, rate_label * medium.num_rows + row)
+    free_path = -jnp.log(uniform(random_bits)) / jnp.maximum(rate, 1e-12)
+
+    cube = jnp.where(alone, same_label, same_side).astype(jnp.float32)
+    size = medium.voxel_nm
+    to_x = _distance_to_face(electron.x, electron.ux, cube, size)
+    to_y = _distance_to_face(electron.y, electron.uy, cube, size)
+    to_z = _distance_to_face(electron.z, electron.uz, cube, size, depth=medium.shape[2] * size)
+    to_face = jnp.minimum(jnp.minimum(to_x, to_y), to_z)
+    face = jnp.where(to_x == to_face, 1, jnp.where(to_y == to_face, 2, 3))
+    face = jnp.where(free_path >= to_face, face, 0)
+    return Flight(label, label, rate, jnp.minimum(free_path, to_face), face)
+
+
+def fly(medium: Medium, electron: Electron, flight, specimen_start):
+    """Moves an electron along its flight; mirrors fold it back.
+
+    Returns:
+        The moved electron, and the flight with the label at its end (0 outside the specimen).
+    """
+    ny, nx, nz = medium.shape
+    size = medium.voxel_nm
+    x = _advance(electron.x, electron.ux, flight, 1, size)
+    y = _advance(electron.y, electron.uy, flight, 2, size)
+    z = _advance(electron.z, electron.uz, flight, 3, size)
+    x, ux = _fold(x, electron.ux, nx * size)
+    y, uy = _fold(y, electron.uy, ny * size)
+    electron = electron._replace(x=x, y=y, z=z, ux=ux, uy=uy)
+    outside = (z < 0) | (z >= nz * size)
+    label_end = jnp.where(outside, 0, _word(medium, electron, specimen_start) & 15)
+    return electron, flight._replace(label_end=label_end)
+
+
+def _advance(position, cosine, flight, axis, size):
+    beyond = jnp.where(flight.face == axis, jnp.copysign(NUDGE * size, cosine), 0.0)
+    return position + flight.path_nm * cosine + beyond
+
+
+class Flight(NamedTuple):
+    """A straight path: labels at its ends, the collision rate it was drawn with, its length, how it ends.
+
+    `face` is 0 for a possible collision, or 1, 2, 3 if it stops at a face across x, y, z.
+    """
+
+    label_start: jax.Array
+    label_end: jax.Array
+    rate_per_nm: jax.Array
+    path_nm: jax.Array
+    face: jax.Array
+
+
+def _word(medium, electron, specimen_start):
+    """Tracking word of the voxel an electron is in, as int32; the nearest one just outside the faces."""
+    ny, nx, nz = medium.shape
+    per_nm = 1.0 / medium.voxel_nm
+    ix = jnp.clip((electron.x * per_nm).astype(jnp.int32), 0, nx - 1)
+    iy = jnp.clip((electron.y * per_nm).astype(jnp.int32), 0, ny - 1)
+    iz = jnp.clip((electron.z * per_nm).astype(jnp.int32), 0, nz - 1)
+    return look_up(medium.words, specimen_start + (iy * nx + ix) * nz + iz).astype(jnp.int32)
+
+
+def _distance_to_face(position, cosine, half_width, size, depth=None):
+    """Path to the face of the cube of voxels around `position`, cut at the specimen's `depth` if given."""
+    voxel = jnp.floor(position / size)
+    low, high = (voxel - half_width) * size, (voxel + half_width + 1) * size
+    if depth is not None:
+        low, high = jnp.maximum(low, 0.0), jnp.minimum(high, depth)
+    away = jnp.where(jnp.abs(cosine) < 1e-9, 1e-9, cosine)
+    return jnp.maximum((jnp.where(away > 0, high, low) - position) / away, 0.0)
+
+
+def _fold(position, cosine, length):
+    """Reflects a position at the mirrors 0 and `length`, as often as needed."""
+    position = position - 2 * length * jnp.floor(position / (2 * length))
+    behind = position > length
+    return jnp.where(behind, 2 * length - position, position), jnp.where(behind, -cosine, cosine)
+
+
+def cross(medium: Medium, electron: Electron, flight: Flight):
+    """Refracts or reflects an electron that reached the surface between matter and vacuum.
+
+    The step of the potential changes the energy along the normal, T cos^2 -> T cos^2 + dU, and keeps the
+    tangential momentum; without enough energy the electron is reflected. Steps between two solids (4 eV from
+    Si to Cu, against more than 60 eV of kinetic energy) change T but not the direction.
+
+    Returns:
+        The electron and whether it passed.
+    """
+    at_surface = (flight.face > 0) & ((flight.label_start > 0) != (flight.label_end > 0))
+    kinetic_from = electron.energy_kev + look_up(medium.barrier_kev, flight.label_start)
+    kinetic_to = electron.energy_kev + look_up(medium.barrier_kev, flight.label_end)
+    cosine = jnp.where(flight.face == 1, electron.ux, jnp.where(flight.face == 2, electron.uy, electron.uz))
+    normal_to = kinetic_from * cosine * cosine + (kinetic_to - kinetic_from)
+    passes = normal_to > 0
+
+    normal = jnp.copysign(jnp.sqrt(jnp.maximum(normal_to, 0) / kinetic_to), cosine)
+    normal = jnp.where(passes, normal, -cosine)
+    tangential = jnp.where(passes, jnp.sqrt(kinetic_from / kinetic_to), 1.0)
+    back = jnp.where(at_surface & ~passes, jnp.copysign(2 * NUDGE * medium.voxel_nm, -cosine), 0.0)
+
+    def turned(old_cosine, axis):
+        return jnp.where(
+            at_surface, jnp.where(flight.face == axis, normal, old_cosine * tangential), old_cosine
+        )
+
+    electron = electron._replace(
+        x=electron.x + jnp.where(flight.face == 1, back, 0.0),
+        y=electron.y + jnp.where(flight.face == 2, back, 0.0),
+        z=electron.z + jnp.where(flight.face == 3, back, 0.0),
+        ux=turned(electron.ux, 1),
+        uy=turned(electron.uy, 2),
+        uz=turned(electron.uz, 3),
+    )
+    return electron, passes

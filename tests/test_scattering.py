@@ -1,0 +1,111 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bsevox_jax.sim.elements import HARTREE_KEV, SPEED_OF_LIGHT_AU
+from bsevox_jax.sim.scattering import (
+    Collision,
+    EnergyLoss,
+    scatter,
+    single_pole_loss,
+    smallest_momentum_transfer,
+    unit_length,
+    unit_vector_across,
+)
+from bsevox_jax.sim.transport import Electron
+
+
+def electrons(rng, n, energy_kev=1.0, size_nm=20.0):
+    direction = rng.normal(size=(3, n))
+    direction /= np.linalg.norm(direction, axis=0)
+    position = rng.uniform(0, size_nm, (3, n))
+    fields = [jnp.asarray(field, jnp.float32) for field in (*position, *direction)]
+    return Electron(*fields, jnp.full(n, energy_kev, jnp.float32), jnp.ones(n, bool))
+
+
+def random_bits(rng, n):
+    return jnp.asarray(rng.integers(0, 2**32, n, dtype=np.uint32))
+
+
+def test_scattering_keeps_unit_length_and_turns_by_the_polar_angle():
+    rng = np.random.default_rng(1)
+    n = 20_000
+    electron = electrons(rng, n)
+    mu = jnp.asarray(rng.uniform(0, 1, n), jnp.float32)
+    across = unit_vector_across(electron, random_bits(rng, n))
+    collision = Collision(jnp.ones(n, bool), jnp.zeros(n, bool), mu)
+    event = EnergyLoss(*(jnp.zeros(n) for _ in range(3)), jnp.zeros(n, bool))
+    scattered, _ = scatter(electron, collision, event, across)
+    new = np.stack(unit_length(scattered)[3:6])
+    old, across = np.stack(electron[3:6]), np.stack(across)
+    np.testing.assert_allclose((new * new).sum(0), 1, atol=1e-6)
+    np.testing.assert_allclose((old * new).sum(0), 1 - 2 * mu, atol=2e-6)
+    np.testing.assert_allclose((old * across).sum(0), 0, atol=1e-6)
+    np.testing.assert_array_equal(scattered.energy_kev, electron.energy_kev)
+
+
+def test_azimuths_are_uniform():
+    n = 100_000
+    straight = electrons(np.random.default_rng(9), n)._replace(
+        ux=jnp.zeros(n), uy=jnp.zeros(n), uz=jnp.ones(n)
+    )
+    px, py, _ = unit_vector_across(straight, random_bits(np.random.default_rng(8), n))
+    counts = np.histogram(np.arctan2(py, px), bins=20, range=(-np.pi, np.pi))[0]
+    assert ((counts - n / 20) ** 2 / (n / 20)).sum() < 19 + 5 * np.sqrt(38)
+
+
+def kinematics(kinetic_kev, pole_kev):
+    t, w0 = kinetic_kev / HARTREE_KEV, pole_kev / HARTREE_KEV
+    v = SPEED_OF_LIGHT_AU * np.sqrt(1 - 1 / (1 + t / SPEED_OF_LIGHT_AU**2) ** 2)
+    return v, (3 * np.pi * w0**2 / 4) ** (2 / 3) / 3, w0
+
+
+@pytest.mark.parametrize("kinetic_kev", [0.08, 0.3, 1.0, 10.0])
+def test_smallest_momentum_transfer_in_float32_matches_the_closed_form_in_float64(kinetic_kev):
+    """Roots of v q^3 - (v^2 - b) q^2 + w0^2 = 0 in trigonometric form, safe against cancellation."""
+    pole_kev = np.geomspace(3e-4, (kinetic_kev - 0.0125) / 2.2, 200)
+    v, b, w0 = kinematics(kinetic_kev, pole_kev)
+    p = (v * v - b) / (3 * v)
+    y = w0**2 / (4 * v * np.maximum(p, 1e-9) ** 3)
+    a = 2 / 3 * np.arcsin(np.sqrt(np.minimum(y, 1)))
+    exact = p * (2 * np.sin(a / 2) ** 2 + np.sqrt(3) * np.sin(a))
+    w_max = (kinetic_kev - 0.0125) / 2 / HARTREE_KEV
+    largest = 2 * (np.sqrt(b**2 + w_max**2 - w0**2) - b)
+    possible = (y < 1) & (exact**2 < largest)
+    assert possible.sum() > 60
+    ours = smallest_momentum_transfer(*(jnp.asarray(q, jnp.float32) for q in (np.full(200, v), b, w0)))
+    np.testing.assert_allclose(np.asarray(ours)[possible], exact[possible], rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kinetic_kev", "pole_kev"), [(0.15, 0.017), (1.0, 0.017), (1.0, 0.11), (10.0, 0.017)]
+)
+def test_losses_follow_the_single_pole_probability(kinetic_kev, pole_kev):
+    """Mean loss against quadrature of W dq / (q w_q) between the limits of q."""
+    fermi_kev, n = 0.0125, 200_000
+    u = jnp.asarray((np.arange(n) + 0.5) / n, jnp.float32)
+    full = [jnp.full(n, value, jnp.float32) for value in (kinetic_kev, fermi_kev, pole_kev)]
+    event = single_pole_loss(*full, u)
+    v, b, w0 = kinematics(kinetic_kev, pole_kev)
+    q = np.geomspace(1e-4, 3 * v, 400_001)
+    w = np.sqrt(w0**2 + b * q**2 + q**4 / 4)
+    allowed = (v * q - q**2 / 2 >= w) & (w <= (kinetic_kev - fermi_kev) / 2 / HARTREE_KEV)
+    weight = np.where(allowed, 1 / w, 0.0)  # dq/q is even on this grid
+    expected = (weight * w).sum() / weight.sum() * HARTREE_KEV
+    assert bool(event.possible.all())
+    np.testing.assert_allclose(np.asarray(event.loss_kev, float).mean(), expected, rtol=2e-3)
+    assert event.loss_kev.min() >= pole_kev * 0.9999
+    assert event.loss_kev.max() <= (kinetic_kev - fermi_kev) / 2 * 1.001
+
+
+def test_struck_electron_takes_the_lost_momentum():
+    """k = k' + q as vectors: the part of q along k is k - k' cos, and |q|^2 the cosine rule."""
+    n = 50_000
+    rng = np.random.default_rng(2)
+    event = single_pole_loss(*(jnp.full(n, value, jnp.float32) for value in (1.0, 0.0125, 0.02)),
+                        jnp.asarray(rng.uniform(0, 1, n), jnp.float32))  # fmt: skip
+    t = 1.0 / HARTREE_KEV
+    k, k_after = np.sqrt(2 * t), np.sqrt(2 * (t - np.asarray(event.loss_kev, float) / HARTREE_KEV))
+    cos = 1 - np.asarray(event.one_minus_cos, float)
+    q = np.sqrt(k**2 + k_after**2 - 2 * k * k_after * cos)
+    np.testing.assert_allclose(q * event.child_cos, k - k_after * cos, atol=3e-3)
