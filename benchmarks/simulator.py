@@ -61,7 +61,9 @@ def main(_):
     labels = np.broadcast_to(cube_in_silicon(), (FLAGS.specimens, 20, 20, 20))
     result = time_simulation(labels, sim.PAPER_ENERGIES_KEV)
     if FLAGS.per_energy:
-        result["per_energy"] = {energy: time_simulation(labels, [energy]) for energy in sim.PAPER_ENERGIES_KEV}
+        result["per_energy"] = {
+            energy: time_simulation(labels, [energy]) for energy in sim.PAPER_ENERGIES_KEV
+        }
     result |= {
         "nebula_electrons_per_core_second": NEBULA_ELECTRONS_PER_CORE_SECOND,
         "device": jax.devices()[0].device_kind,
