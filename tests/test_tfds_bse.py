@@ -1,0 +1,209 @@
+"""The data set: what it holds, that it can be repeated, resumed and checked, and what faults say."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import tfds_bse
+from bsevox_jax.sim import PAPER_ENERGIES_KEV, SIMULATOR_VERSION, phantoms
+from tfds_bse import cache
+from tfds_bse.bse_voxels.bse_voxels_dataset_builder import Builder
+
+SMOKE = Builder.builder_configs["smoke"]
+CHUNKS = "bse_voxels_chunks"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    tfds_bse.build("smoke", folder)
+    return folder
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    """A folder with the chunks only."""
+    shutil.copytree(root / CHUNKS, tmp_path / CHUNKS)
+    return tmp_path
+
+
+def content(folder: Path) -> dict:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def start(*arguments):
+    """Python in the repository, with the compilation cache of this process: XLA rounds otherwise without."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def run(*arguments):
+    process = start(*arguments)
+    _, stderr = process.communicate()
+    return process.returncode, stderr
+
+
+def test_examples_hold_images_and_the_voxels_under_them(root):
+    builder = tfds.builder_from_directory(tfds_bse.build("smoke", root))
+    seen = set()
+    for split, number in SMOKE.specimens.items():
+        examples = list(builder.as_data_source(split))
+        assert len(examples) == number
+        for example in examples:
+            assert example["counts"].shape == (20, 20, 20) and example["counts"].dtype == np.uint16
+            assert example["labels"].shape == (20, 20, 20) and example["labels"].dtype == np.uint8
+            assert example["electrons_per_pixel"] == 4
+            first = cache.FIRST_SPECIMEN[split]
+            assert first <= example["index"] < first + number
+            key = jax.random.fold_in(jax.random.key(SMOKE.seed), example["index"])
+            labels, family = jax.jit(phantoms.random_specimen_with_family)(key)
+            np.testing.assert_array_equal(example["labels"], labels)
+            assert example["family"] == family
+            assert 0 < example["counts"].mean() < 4
+            seen.add(int(example["index"]))
+    assert len(seen) == sum(SMOKE.specimens.values())
+
+
+def test_metadata_tell_how_the_data_were_made(root):
+    metadata = tfds.builder_from_directory(tfds_bse.build("smoke", root)).info.metadata
+    assert tuple(metadata["beam_energies_kev"]) == PAPER_ENERGIES_KEV
+    assert metadata["electrons_per_pixel"] == 4 and metadata["seed"] == 0
+    assert metadata["simulator_version"] == SIMULATOR_VERSION
+
+
+def test_damaged_and_missing_chunks_are_made_again_with_the_same_bytes(root, copy, caplog):
+    chunks = cache.ChunkCache(SMOKE, copy / CHUNKS)
+    first, second = (chunks.folder / f"train-000000{number}.npz" for number in (0, 4))
+    damaged = bytearray(second.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    second.write_bytes(damaged)
+    first.unlink()
+
+    chunks.fill(process=1, processes=2)
+    assert "train-0000004.npz is damaged; simulating it again" in caplog.text
+    assert not first.exists(), "chunk 0 belongs to process 0"
+    chunks.fill(process=0, processes=2)
+    assert content(copy / CHUNKS) == content(root / CHUNKS)
+
+
+def test_sound_chunks_are_skipped(copy):
+    before = {path: path.stat().st_mtime_ns for path in (copy / CHUNKS).rglob("*.npz")}
+    cache.ChunkCache(SMOKE, copy / CHUNKS).fill(0, 1)
+    assert before == {path: path.stat().st_mtime_ns for path in (copy / CHUNKS).rglob("*.npz")}
+
+
+def test_process_zero_makes_what_the_others_left(root, copy):
+    last = copy / CHUNKS / cache.ChunkCache(SMOKE, copy).fingerprint / "test-0000000.npz"
+    expected = last.read_bytes()
+    last.unlink()
+    cache.ChunkCache(SMOKE, copy / CHUNKS).fill(process=0, processes=2)
+    assert last.read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    "change", [{"electrons_per_pixel": 5}, {"seed": 1}, {"beam_energies_kev": PAPER_ENERGIES_KEV[:-1]}]
+)
+def test_chunks_of_other_settings_are_not_read(copy, change):
+    ours = cache.ChunkCache(SMOKE, copy / CHUNKS)
+    theirs = cache.ChunkCache(dataclasses.replace(SMOKE, **change), copy / CHUNKS)
+    shutil.copytree(ours.folder, theirs.folder)
+    with pytest.raises(FileNotFoundError, match="missing or damaged. Run python -m tfds_bse again"):
+        next(theirs.read("train"))
+
+
+def test_growing_a_split_keeps_its_chunks():
+    larger = dataclasses.replace(SMOKE, specimens={"train": 12, "validation": 4, "test": 4})
+    ours, theirs = cache.ChunkCache(SMOKE, Path("any")), cache.ChunkCache(larger, Path("any"))
+    assert ours.folder == theirs.folder and set(ours.chunks()) < set(theirs.chunks())
+
+
+def test_unknown_configuration_or_process_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="config must be one of smoke, quickstart, paper; got 'big'"):
+        tfds_bse.build("big", tmp_path)
+    with pytest.raises(ValueError, match="process must be 0 to processes - 1; got 2 with 2 processes"):
+        tfds_bse.build("smoke", tmp_path, process=2, processes=2)
+
+
+def test_folder_that_cannot_be_written_is_one_line_and_exit_code_two(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, stderr = run("-m", "tfds_bse", "--config=smoke", f"--data_dir={tmp_path / 'file' / 'data'}")
+    assert code == 2 and len(stderr.splitlines()) == 1
+    assert stderr.startswith("error: cannot write") and "--data_dir" in stderr
+
+
+def test_wrong_flag_is_one_line_and_exit_code_two():
+    code, stderr = run("-m", "tfds_bse", "--confg=smoke")
+    assert code == 2 and len(stderr.splitlines()) == 1 and "confg" in stderr
+
+
+@pytest.mark.parametrize("fault", ["flipped", "cut", "missing", "no metadata"])
+def test_damaged_data_set_is_refused_with_the_remedy(copy, fault):
+    folder = Path(tfds_bse.build("smoke", copy))
+    records = folder / "bse_voxels-test.array_record-00000-of-00001"
+    if fault == "flipped":
+        records.write_bytes(records.read_bytes()[:1000] + b"\xff" + records.read_bytes()[1001:])
+    elif fault == "cut":
+        records.write_bytes(records.read_bytes()[:1000])
+    elif fault == "missing":
+        records.unlink()
+    else:
+        (folder / "metadata.json").write_text("{")
+    with pytest.raises(OSError, match="is damaged .* Delete this folder and start again"):
+        tfds_bse.build("smoke", copy)
+
+
+def test_data_set_of_other_settings_is_refused(copy):
+    folder = Path(tfds_bse.build("smoke", copy))
+    shutil.copytree(folder, folder.parent.parent / "quickstart" / folder.name)
+    with pytest.raises(ValueError, match=r"other settings \(electrons_per_pixel, specimens\)"):
+        tfds_bse.build("quickstart", copy)
+
+
+def test_packing_in_another_process_gives_the_same_bytes_and_never_imports_tensorflow(root, copy):
+    program = (
+        "import sys, tfds_bse, tensorflow_datasets as tfds\n"
+        f"folder = tfds_bse.build('smoke', {str(copy)!r})\n"
+        "source = tfds.builder_from_directory(folder).as_data_source('train')\n"
+        "assert source[0]['counts'].sum() > 0\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    code, stderr = run("-c", program)
+    assert code == 0, stderr
+    assert content(copy / "bse_voxels") == content(root / "bse_voxels")
+
+
+@pytest.mark.slow
+def test_two_fresh_builds_give_the_same_bytes(root, tmp_path):
+    tfds_bse.build("smoke", tmp_path)
+    assert content(tmp_path) == content(root)
+
+
+@pytest.mark.slow
+def test_killed_build_resumes_and_gives_the_same_bytes(root, tmp_path):
+    command = ("-m", "tfds_bse", "--config=smoke", f"--data_dir={tmp_path}")
+    process = start(*command)
+    while len(list(tmp_path.rglob("*.npz"))) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}
+    assert 2 <= len(kept) < 4
+    assert run(*command)[0] == 0
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert content(tmp_path / "bse_voxels") == content(root / "bse_voxels")

@@ -1,0 +1,46 @@
+"""`python -m tfds_bse --config=quickstart --data_dir=data` simulates and packs a data set.
+
+Interrupted, it goes on where it stopped when started again; at most the chunk in hand is lost. Several
+machines or accelerators share the work on one folder: give each `--processes=N` and its own
+`--process=0` to `N-1`. Process 0 also packs.
+"""
+
+import sys
+
+from absl import app, flags, logging
+
+import tfds_bse
+
+_CONFIG = flags.DEFINE_string("config", "quickstart", "Configuration: smoke, quickstart or paper.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of data sets.")
+_PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes that share the simulation.")
+
+
+def main(argv):
+    logging.set_verbosity(logging.WARNING)
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"flags only, e.g. --config=smoke; got {argv[1]!r}.")
+        folder = tfds_bse.build(
+            _CONFIG.value, _DATA_DIR.value, process=_PROCESS.value, processes=_PROCESSES.value
+        )
+    except (ValueError, OSError) as error:
+        _stop(error.strerror if isinstance(error, OSError) and error.strerror else error)
+    print(folder)
+
+
+def _parse(argv):
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _stop(f"{error}. See python -m tfds_bse --help.")
+
+
+def _stop(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)
