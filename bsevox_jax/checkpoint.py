@@ -1,0 +1,204 @@
+"""Weights on disk: checkpoints of a run, and the export of a trained network. The one place that knows Orbax.
+
+Orbax keeps no checksum of the data, so a sha256 of all leaves is stored beside them and verified on reading.
+Trees are saved as host arrays: what one machine wrote, any number of devices can read.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+import bsevox_jax
+from bsevox_jax import parallel
+from bsevox_jax.data import Examples, Normalisation
+
+
+class Store:
+    """A folder with one checkpoint, the newest saved; older ones are deleted once it is complete."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)  # Orbax fails late on relative paths
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.path, options=options)
+
+    @property
+    def step(self) -> int | None:
+        """The step of the checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, tree: Any, meta: dict) -> None:
+        """Starts to save a tree of host arrays and a JSON-able dict; every process must call it.
+
+        Returns before the files are complete; a process killed meanwhile leaves the previous checkpoint.
+        Saving a step again does nothing, because a resumed run repeats its steps exactly.
+        """
+        leaves = _named_leaves(tree)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(leaves),
+                meta=ocp.args.JsonSave({**meta, "sha256": _digest(leaves)}),
+            ),
+        )
+
+    def restore(self, like: Any) -> tuple[Any, dict]:
+        """The saved tree, in the structure of `like`, and the dict.
+
+        Raises:
+            FileNotFoundError: nothing has been saved.
+            OSError: the files are damaged.
+            ValueError: the checkpoint has other leaves than `like`.
+        """
+        self._manager.wait_until_finished()
+        if self.step is None:
+            raise FileNotFoundError(f"a checkpoint must exist; got the empty {self.path}. Train first.")
+        with _damage_as_oserror(self.path):
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+            restored = self._manager.restore(self.step, args=args)
+            _verify(restored.state, restored.meta["sha256"])
+        expected = _named_leaves(like)
+        for name in sorted(expected.keys() | restored.state.keys()):
+            got, want = (np.shape(t[name]) if name in t else "nothing" for t in (restored.state, expected))
+            if got != want:
+                raise ValueError(
+                    f"the checkpoint must fit the configuration; got {got} for {name} in {self.path}, where "
+                    f"{want} is configured. Use the configuration of that run, or another workdir."
+                )
+        return jax.tree.unflatten(
+            jax.tree.structure(like), [restored.state[name] for name in expected]
+        ), restored.meta
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A trained network with all it takes to use it.
+
+    Attributes:
+        weights: {"params", "batch_stats"} for `network.apply`, host arrays.
+        config: the resolved configuration, plain dicts; `models.build(**config["model"])` is the network.
+        normalisation: of the yields, [e].
+        beam_energies_kev: [e] the images must have been taken at.
+        electrons_per_pixel: dose of the training images.
+        dataset: name of the training set.
+        version: of this package when it trained.
+    """
+
+    weights: dict
+    config: dict
+    normalisation: Normalisation
+    beam_energies_kev: tuple[float, ...]
+    electrons_per_pixel: int
+    dataset: str
+    version: str
+
+
+def export(path: str, weights: dict, config: dict, normalisation: Normalisation, examples: Examples) -> None:
+    """Writes a trained network to a folder: Orbax weights, and `config.json` with everything else.
+
+    Args:
+        path: the folder; replaced if it exists.
+        weights: {"params", "batch_stats"}, host arrays.
+        config: the resolved configuration, JSON-able.
+        normalisation: of the inputs.
+        examples: a split of the training set, for its energies, dose and name.
+    """
+    path = os.path.abspath(path)
+    temporary = f"{path}.tmp"
+    checkpointer = ocp.StandardCheckpointer()
+    checkpointer.save(os.path.join(temporary, "weights"), weights, force=True)
+    checkpointer.wait_until_finished()
+    checkpointer.close()
+    if not parallel.is_main_process():
+        return
+    statistics = {"mean": normalisation.mean, "std": normalisation.std}
+    about = {
+        "config": config,
+        "normalisation": {name: np.asarray(value).tolist() for name, value in statistics.items()},
+        "beam_energies_kev": list(examples.beam_energies_kev),
+        "electrons_per_pixel": examples.electrons_per_pixel,
+        "dataset": examples.name,
+        "version": bsevox_jax.__version__,
+        "sha256": _digest(_named_leaves({"weights": weights, **statistics})),
+    }
+    with open(os.path.join(temporary, "config.json"), "w") as file:
+        json.dump(about, file, indent=1)
+    if os.path.exists(path):
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+
+
+def load_export(path: str) -> Export:
+    """Reads an exported network, on any number of devices.
+
+    Raises:
+        FileNotFoundError: no export in the folder.
+        OSError: the files are damaged.
+    """
+    path = os.path.abspath(os.path.expanduser(path))
+    file = os.path.join(path, "config.json")
+    if not os.path.exists(file):
+        raise FileNotFoundError(
+            f"an exported network must have a config.json; got {path}. Give <workdir>/export."
+        )
+    with _damage_as_oserror(path):
+        with open(file) as opened:
+            about = json.load(opened)
+        checkpointer = ocp.StandardCheckpointer()
+        weights = checkpointer.restore(os.path.join(path, "weights"))
+        checkpointer.close()
+        statistics = {name: np.array(value, np.float32) for name, value in about["normalisation"].items()}
+        _verify(_named_leaves({"weights": weights, **statistics}), about["sha256"])
+        return Export(
+            weights=weights,
+            config=about["config"],
+            normalisation=Normalisation(**statistics),
+            beam_energies_kev=tuple(about["beam_energies_kev"]),
+            electrons_per_pixel=about["electrons_per_pixel"],
+            dataset=about["dataset"],
+            version=about["version"],
+        )
+
+
+def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _digest(leaves: dict[str, np.ndarray]) -> str:
+    hashed = hashlib.sha256()
+    for name, leaf in sorted(leaves.items()):
+        hashed.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
+        hashed.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    return hashed.hexdigest()
+
+
+def _verify(leaves: dict[str, np.ndarray], sha256: str) -> None:
+    if _digest(leaves) != sha256:
+        raise OSError("the weights do not match their checksum")
+
+
+@contextlib.contextmanager
+def _damage_as_oserror(path: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged file can fail at any depth of Orbax, with any type
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise OSError(
+            f"the checkpoint must be whole; got {reason!r} in {path}. Restore a copy or delete it."
+        ) from error

@@ -1,0 +1,294 @@
+"""Examples in memory: where they come from, how they are batched, and what is done to a batch on the device.
+
+The host only permutes and slices integer counts and labels; dose thinning, standardisation and the symmetries
+are pure functions that run inside the training step.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bsevox_jax import parallel
+
+COPPER_LABEL = 2  # vacuum 0, Si 1, Cu 2: the order of the data set's materials
+SPLITS = ("train", "validation", "test")
+SYMMETRIES = 8  # of the square: four rotations, each with and without a mirror
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One split of a data set.
+
+    Attributes:
+        counts: [n, y, x, e] backscattered electrons per pixel and beam energy, integers.
+        labels: [n, y, x, z] uint8, 0 vacuum, 1 Si, 2 Cu.
+        electrons_per_pixel: dose, incident electrons per pixel and energy.
+        beam_energies_kev: [e] ascending.
+        name: of the data set and its configuration.
+    """
+
+    counts: np.ndarray
+    labels: np.ndarray
+    electrons_per_pixel: int
+    beam_energies_kev: tuple[float, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.counts.ndim != 4 or self.counts.shape[-1] != len(self.beam_energies_kev):
+            raise ValueError(
+                "counts must be [n, y, x, e] with one e per beam energy; "
+                f"got {self.counts.shape} and {len(self.beam_energies_kev)} energies. Rebuild the data set."
+            )
+        if self.labels.ndim != 4 or self.labels.shape[:3] != self.counts.shape[:3]:
+            raise ValueError(
+                "labels must be [n, y, x, z] over the pixels of the counts; "
+                f"got {self.labels.shape} and {self.counts.shape}. Rebuild the data set."
+            )
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation [e] of the yields (electrons back per electron in), one per beam energy."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def fit(cls, examples: Examples) -> "Normalisation":
+        """The statistics of all pixels of a split, in float64; fit on the training split only."""
+        columns = [examples.counts[..., e] for e in range(examples.counts.shape[-1])]
+        mean = np.array([c.mean(dtype=np.float64) for c in columns]) / examples.electrons_per_pixel
+        std = np.array([c.std(dtype=np.float64) for c in columns]) / examples.electrons_per_pixel
+        # An energy whose counts never vary carries nothing; it is only centred.
+        return cls(mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32))
+
+    def __call__(self, counts: jax.Array, electrons_per_pixel: jax.Array | float) -> jax.Array:
+        """Network inputs, float32 [..., e], from counts [..., e] taken at a dose, scalar or broadcastable."""
+        return (counts.astype(jnp.float32) / electrons_per_pixel - self.mean) / self.std
+
+
+def normalisation(kind: str, examples: Examples) -> Normalisation:
+    """How inputs are scaled: `standardise` by the statistics of the split given, `none` leaves the yields.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind not in ("standardise", "none"):
+        raise ValueError(f"data.normalise must be standardise or none; got {kind!r}. Use standardise.")
+    if kind == "standardise":
+        return Normalisation.fit(examples)
+    energies = len(examples.beam_energies_kev)
+    return Normalisation(np.zeros(energies, np.float32), np.ones(energies, np.float32))
+
+
+def load(data_dir: str, config_name: str) -> dict[str, Examples]:
+    """Loads all splits into memory: of an `.npz` file, or of a TFDS configuration, which is built if missing.
+
+    Args:
+        data_dir: folder of the data sets.
+        config_name: a configuration of `bse_voxels` (smoke, quickstart, paper), or a file `*.npz` in
+            `data_dir` (or its absolute path) written by `save_npz`.
+
+    Raises:
+        FileNotFoundError: the `.npz` does not exist.
+        ValueError: unknown configuration, or arrays that do not fit together.
+    """
+    data_dir = os.path.expanduser(data_dir)
+    if config_name.endswith(".npz"):
+        return _load_npz(os.path.join(data_dir, config_name))
+    return _load_tfds(data_dir, config_name)
+
+
+def _load_tfds(data_dir: str, config_name: str) -> dict[str, Examples]:
+    import tensorflow_datasets as tfds  # takes a second, and a machine that trains from .npz need not have it
+
+    import tfds_bse
+
+    process, processes = jax.process_index(), jax.process_count()
+    folder = tfds_bse.build(config_name, data_dir, process=process, processes=processes)
+    parallel.wait_for_all("data set is built")  # the first process packs it
+    builder = tfds.builder_from_directory(folder)
+    energies_kev = tuple(builder.info.metadata["beam_energies_kev"])
+    dose = int(builder.info.metadata["electrons_per_pixel"])
+    splits = {}
+    for split in SPLITS:
+        rows = list(builder.as_data_source(split))
+        counts, labels = (np.stack([row[kind] for row in rows]) for kind in ("counts", "labels"))
+        splits[split] = Examples(counts, labels, dose, energies_kev, builder.info.full_name)
+    return splits
+
+
+def save_npz(path: str, splits: dict[str, Examples]) -> None:
+    """Writes splits to one file, so that a machine without tensorflow-datasets can train."""
+    first = next(iter(splits.values()))
+    arrays = {
+        f"{split}_{kind}": getattr(s, kind) for split, s in splits.items() for kind in ("counts", "labels")
+    }
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            electrons_per_pixel=first.electrons_per_pixel,
+            beam_energies_kev=np.array(first.beam_energies_kev),
+            name=first.name,
+            **arrays,
+        )
+    os.replace(temporary, path)
+
+
+def _load_npz(path: str) -> dict[str, Examples]:
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"the data set must exist; got {path}. Correct data.data_dir or data.config.")
+    with np.load(path) as file:
+        about = {
+            "electrons_per_pixel": int(file["electrons_per_pixel"]),
+            "beam_energies_kev": tuple(file["beam_energies_kev"].tolist()),
+            "name": str(file["name"]),
+        }
+        return {
+            s: Examples(file[f"{s}_counts"], file[f"{s}_labels"], **about)
+            for s in SPLITS
+            if f"{s}_counts" in file
+        }
+
+
+def epoch_batches(
+    examples: Examples,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    epoch: int = 0,
+    first: int = 0,
+    rows: slice = slice(None),
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of one epoch, a function of (seed, epoch) alone, so that a run can resume at any of them.
+
+    The last batch is filled up with examples from the start of the epoch and a mask that is False there:
+    batch statistics see real images, losses and metrics leave them out.
+
+    Args:
+        examples: the split.
+        batch_size: rows of the global batch.
+        seed: of the permutation; None keeps the stored order.
+        epoch: index of the epoch.
+        first: index of the first batch to yield.
+        rows: the rows of each global batch that this process takes.
+
+    Yields:
+        counts [rows, y, x, e] and labels [rows, y, x, z] as stored, mask [rows] bool.
+    """
+    order = np.arange(len(examples))
+    if seed is not None:
+        order = np.random.default_rng((seed, epoch)).permutation(order)
+    padded = np.resize(order, batches_per_epoch(examples, batch_size) * batch_size)  # repeats cyclically
+    for start in range(first * batch_size, len(padded), batch_size):
+        position = np.arange(start, start + batch_size)[rows]
+        index = padded[position]
+        yield {
+            "counts": examples.counts[index],
+            "labels": examples.labels[index],
+            "mask": position < len(examples),
+        }
+
+
+def batches_per_epoch(examples: Examples, batch_size: int) -> int:
+    """The number of batches that `epoch_batches` yields."""
+    return -(-len(examples) // batch_size)
+
+
+def transform(array: jax.Array, index: jax.Array | int) -> jax.Array:
+    """One symmetry of the square, on the first two axes of [y, x, channel].
+
+    Bit 2 of the index swaps y and x, then bit 1 mirrors y and bit 0 mirrors x; index 0 is the identity.
+    """
+    array = jnp.where(index & 4, jnp.swapaxes(array, 0, 1), array)
+    array = jnp.where(index & 2, array[::-1], array)
+    return jnp.where(index & 1, array[:, ::-1], array)
+
+
+def inverse_symmetry(index: int) -> int:
+    """The index of the symmetry that undoes `index`: after a swap, the mirrors of y and x change places."""
+    return index & 4 | (index & 1) << 1 | (index & 2) >> 1 if index & 4 else index
+
+
+def apply_symmetry(
+    images: jax.Array, volumes: jax.Array, index: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
+    """The same symmetry on images [y, x, e] and volumes [y, x, z]: a column of voxels stays under its pixel.
+
+    Exact for a beam at normal incidence and mirror side walls, as in Zheng et al. 2024, Sec. II-A.
+    """
+    return transform(images, index), transform(volumes, index)
+
+
+def thin_counts(
+    key: jax.Array, counts: jax.Array, electrons_per_pixel: jax.Array | float, lower_dose: jax.Array | float
+) -> jax.Array:
+    """Counts as a lower dose would have given them: an electron is kept with the ratio of the doses.
+
+    A binomial draw of Poisson counts is Poisson with the smaller mean: the noise is that of the lower dose.
+
+    Args:
+        key: random key.
+        counts: integers of any shape, at `electrons_per_pixel`.
+        electrons_per_pixel: dose of the counts.
+        lower_dose: dose wanted, at most `electrons_per_pixel`; both broadcast against the counts.
+
+    Returns:
+        int32 counts, nowhere more than given.
+    """
+    kept = jax.random.binomial(key, counts.astype(jnp.float32), lower_dose / electrons_per_pixel)
+    return kept.astype(jnp.int32)
+
+
+def copper(labels: jax.Array) -> jax.Array:
+    """The network's classes, int32: 1 where the label is Cu, 0 elsewhere (Si and vacuum)."""
+    return (labels == COPPER_LABEL).astype(jnp.int32)
+
+
+def augment(
+    key: jax.Array,
+    counts: jax.Array,
+    labels: jax.Array,
+    *,
+    normalisation: Normalisation,
+    electrons_per_pixel: int,
+    symmetries: bool,
+    lowest_dose_fraction: float,
+) -> tuple[jax.Array, jax.Array]:
+    """One training example as the network sees it, for use inside the step.
+
+    Args:
+        key: of this example in this step.
+        counts: [y, x, e] at `electrons_per_pixel`.
+        labels: [y, x, z].
+        normalisation: of the yields.
+        electrons_per_pixel: dose of the counts.
+        symmetries: whether to apply one of the eight, at random.
+        lowest_dose_fraction: the example keeps a log-uniform fraction of its dose from here to 1; 1: all.
+
+    Returns:
+        Inputs [y, x, e] float32 and labels [y, x, z].
+    """
+    if not 0 < lowest_dose_fraction <= 1:
+        raise ValueError(
+            f"data.lowest_dose_fraction must lie in (0, 1]; got {lowest_dose_fraction}. "
+            "Use 1 for the full dose."
+        )
+    dose_key, thin_key, symmetry_key = jax.random.split(key, 3)
+    dose = electrons_per_pixel
+    if lowest_dose_fraction < 1:
+        dose = electrons_per_pixel * lowest_dose_fraction ** jax.random.uniform(dose_key)
+        counts = thin_counts(thin_key, counts, electrons_per_pixel, dose)
+    images = normalisation(counts, dose)
+    if symmetries:
+        images, labels = apply_symmetry(images, labels, jax.random.randint(symmetry_key, (), 0, SYMMETRIES))
+    return images, labels

@@ -1,0 +1,184 @@
+"""A training step and an evaluation, as pure functions of one device that know the others by an axis name."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from bsevox_jax import data, metrics, parallel
+
+# Named children of the root key of a run; below them keys are folded with the step and the row of the batch.
+INIT, DROPOUT, AUGMENT = range(3)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+        step: steps done, int32 scalar; the random keys are folded with it.
+        params: of the network.
+        batch_stats: running BatchNorm statistics of the network; {} without BatchNorm.
+        opt_state: of the optimiser.
+        average: exponential moving average of params, the weights that are evaluated and exported.
+    """
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    average: Any
+
+    @property
+    def weights(self) -> dict:
+        """The variables of the network to evaluate and export."""
+        return {"params": self.average, "batch_stats": self.batch_stats}
+
+
+def init_state(
+    network: Any, optimiser: optax.GradientTransformation, image_shape: tuple, seed: int
+) -> TrainState:
+    """The state of step 0, from the seed alone; `image_shape` is (y, x, e)."""
+    key = jax.random.fold_in(jax.random.key(seed), INIT)
+    init = jax.jit(functools.partial(network.init, train=False))
+    variables = init(key, jnp.zeros((1, *image_shape)))
+    return begin(variables["params"], variables.get("batch_stats", {}), optimiser, np.int32(0))
+
+
+def begin(params: Any, batch_stats: Any, optimiser: optax.GradientTransformation, step: Any) -> TrainState:
+    """The state that starts from given weights, with a fresh optimiser and average."""
+    return TrainState(step, params, batch_stats, jax.jit(optimiser.init)(params), params)
+
+
+def make_optimiser(
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    learning_rate: float,
+    final_learning_rate: float,
+    warmup_steps: int,
+    steps: int,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW (Loshchilov and Hutter 2019) with warm-up and cosine annealing, and its learning rate per step.
+
+    Weights of two and more dimensions decay; biases and the scales and offsets of normalisations do not.
+
+    Raises:
+        ValueError: the warm-up is not shorter than the training.
+    """
+    if steps and not 0 <= warmup_steps < steps:
+        raise ValueError(
+            f"the warm-up must be shorter than the phase; got {warmup_steps} and {steps} steps. "
+            "Lower optim.warmup_epochs or train longer."
+        )
+    schedule = optax.warmup_cosine_decay_schedule(
+        learning_rate / (warmup_steps + 1),
+        learning_rate,
+        warmup_steps,
+        max(steps, warmup_steps + 1),
+        final_learning_rate,
+    )
+
+    def decays(params):
+        return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+    return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays), schedule
+
+
+def make_step(
+    network: Any,
+    loss: Callable,
+    optimiser: optax.GradientTransformation,
+    augment: Callable,
+    *,
+    seed: int,
+    average_decay: float,
+) -> Callable:
+    """The function `step(state, batch) -> (state, {"step", "loss", "gradient_norm"})` for `map_step`.
+
+    The logits of all devices are gathered before the loss, so that the loss is that of the global batch,
+    padded rows left out, even where it is no sum over samples (the pooled Lovasz loss, the weighted mean).
+
+    Args:
+        network: linen module.
+        loss: (logits, labels, mask) -> scalar.
+        optimiser: of the parameters.
+        augment: (key, counts [y, x, e], labels [y, x, z]) -> (inputs, labels) of one example.
+        seed: of the run.
+        average_decay: of the moving average of the weights, shorter in the first steps; 0: no averaging.
+    """
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        device, rows = lax.axis_index(parallel.AXIS), batch["mask"].shape[0]
+        augment_key, dropout_key = (_key(seed, child, state.step) for child in (AUGMENT, DROPOUT))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, device * rows + jnp.arange(rows))
+        images, labels = jax.vmap(augment)(keys, batch["counts"], batch["labels"])
+
+        def objective(params):
+            logits, updates = network.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.fold_in(dropout_key, device)},
+            )
+            value = loss(*_gather((logits, data.copper(labels), batch["mask"])))
+            return value, updates.get("batch_stats", {})
+
+        (value, batch_stats), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+        gradient = lax.pmean(gradient, parallel.AXIS)
+        updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step)) if average_decay else 0.0
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
+        outcome = {"step": state.step + 1, "loss": value, "gradient_norm": optax.global_norm(gradient)}
+        return TrainState(state.step + 1, params, batch_stats, opt_state, average), outcome
+
+    return step
+
+
+def make_evaluation(network: Any, loss: Callable, normalisation: data.Normalisation, dose: int) -> Callable:
+    """The function `evaluate(weights, batch) -> {"loss", "mask", sums...}` for `map_evaluation`.
+
+    All outputs are those of the global batch: the loss a scalar, mask and `metrics.sample_sums` [rows].
+    """
+
+    def evaluate(weights: dict, batch: dict) -> dict:
+        logits = network.apply(weights, normalisation(batch["counts"], dose), train=False)
+        logits, labels, mask = _gather((logits, data.copper(batch["labels"]), batch["mask"]))
+        sums = metrics.sample_sums(metrics.cu_probability(logits), labels)
+        return {"loss": loss(logits, labels, mask), "mask": mask, **sums}
+
+    return evaluate
+
+
+def measure(evaluate: Callable, weights: Any, batches: Iterable[dict]) -> dict[str, float]:
+    """Loss and metrics of a split.
+
+    Args:
+        evaluate: what `map_evaluation` made of `make_evaluation`.
+        weights: replicated.
+        batches: of `data.epoch_batches`, in stored order.
+    """
+    outputs = [parallel.unreplicate(evaluate(weights, parallel.shard(batch))) for batch in batches]
+    loss = np.average([o.pop("loss") for o in outputs], weights=[o["mask"].sum() for o in outputs])
+    merged = {name: np.concatenate([o[name] for o in outputs]) for name in outputs[0]}
+    mask = merged.pop("mask")
+    return {"loss": float(loss), **metrics.summarise(merged, mask)}
+
+
+def _key(seed: int, child: int, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), child), step)
+
+
+def _gather(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: lax.all_gather(leaf, parallel.AXIS, tiled=True), tree)

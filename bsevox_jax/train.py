@@ -1,0 +1,289 @@
+"""Training: the loop over two phases (cross-entropy, then Lovasz), resumable at any step."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import bsevox_jax
+from bsevox_jax import checkpoint, data, losses, models, parallel
+from bsevox_jax.log import Log
+from bsevox_jax.step import TrainState, begin, init_state, make_evaluation, make_optimiser, make_step, measure
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands; stored with each checkpoint."""
+
+    phase: int = 1
+    epoch: int = 0  # finished in this phase
+    batch: int = 0  # done of the epoch under way; not 0 only in a run that was stopped
+    best_iou: float = -1.0  # of Cu on the validation split, over both phases
+    lowest_loss: float = math.inf  # on the validation split, in this phase
+    lowest_loss_epoch: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What does not change while a run lasts."""
+
+    config: ConfigDict
+    splits: dict[str, data.Examples]
+    normalisation: data.Normalisation
+    network: Any
+    latest: checkpoint.Store
+    best: checkpoint.Store
+    log: Log
+    stop: threading.Event
+
+    @property
+    def batches(self) -> int:
+        """Steps per epoch."""
+        return data.batches_per_epoch(self.splits["train"], self.config.data.batch_size)
+
+    def section(self, phase: int) -> ConfigDict:
+        """The part of the config that describes a phase."""
+        return self.config.phase1 if phase == 1 else self.config.phase2
+
+
+def train(config: ConfigDict, workdir: str) -> str | None:
+    """Trains a network, or goes on where the run in `workdir` stopped, and exports the best weights.
+
+    Writes checkpoints (`latest`, `best`), `metrics.jsonl`, TensorBoard events and, at the end, `export`.
+    SIGTERM saves after the step under way and returns. On one device a resumed run equals an uninterrupted
+    one bit for bit.
+
+    Args:
+        config: complete, as in configs/moderate.py.
+        workdir: folder of this run.
+
+    Returns:
+        The folder of the exported network, or None if SIGTERM stopped the run.
+
+    Raises:
+        ValueError: a value of the config is impossible, or the loss is no longer finite.
+        FileNotFoundError, OSError: data set or checkpoint missing or damaged.
+    """
+    workdir = os.path.abspath(os.path.expanduser(workdir))
+    parallel.check_batch_size(config.data.batch_size)
+    splits = data.load(config.data.data_dir, config.data.config)
+    normalisation = data.normalisation(config.data.normalise, splits["train"])
+    network = models.build(**config.model)
+    stop = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    latest, best = (checkpoint.Store(os.path.join(workdir, name)) for name in ("latest", "best"))
+    log = Log(workdir)
+    try:
+        run = Run(config, splits, normalisation, network, latest, best, log, stop)
+        state, progress = _start(run)
+        for phase in (1, 2):
+            if progress.phase < phase:
+                state, progress = _enter_phase(run, state, progress, phase)
+            if progress.phase == phase:
+                state, progress = _run_phase(run, state, progress)
+            if progress.batch:
+                latest.close()
+                log.text(
+                    f"stopped after step {int(state.step)}; the same command with workdir {workdir} resumes"
+                )
+                return None
+        weights, _ = best.restore(state.weights)
+        path = os.path.join(workdir, "export")
+        checkpoint.export(path, weights, _plain(config), normalisation, splits["train"])
+        log.text(f"exported step {best.step}, validation IoU(Cu) {progress.best_iou:.4f}, to {path}")
+        return path
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        for closing in (latest, best, log):
+            closing.close()
+
+
+def _start(run: Run) -> tuple[TrainState, Progress]:
+    """The state to begin with, fresh or of the latest checkpoint, and the opening lines of the log."""
+    config, examples = run.config, run.splits["train"]
+    optimiser, _ = _optimiser(run, 1)
+    state = init_state(run.network, optimiser, examples.counts.shape[1:], config.seed)
+    progress = Progress()
+    if run.latest.step is not None:
+        state, meta = run.latest.restore(state)
+        progress = Progress(**meta["progress"])
+        before, now = flatten(meta["config"]), flatten(_plain(config))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                run.log.text(
+                    f"config changed since the checkpoint: {key} {before.get(key)} -> {now.get(key)}"
+                )
+    run.log.begin(int(state.step))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    run.log.text(f"bsevox_jax {bsevox_jax.__version__}, {config.model.name} with {parameters:,} parameters")
+    run.log.text(
+        f"data set {examples.name}: {len(examples)} training examples at {examples.electrons_per_pixel} "
+        f"electrons per pixel; lowest dose fraction {config.data.lowest_dose_fraction}"
+    )
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    run.log.text(f"{devices}, seed {config.seed}, from step {int(state.step)}")
+    return state, progress
+
+
+def _enter_phase(run: Run, state: TrainState, progress: Progress, phase: int) -> tuple[TrainState, Progress]:
+    """The best weights so far with a fresh optimiser; steps go on counting."""
+    weights = state.weights if run.best.step is None else run.best.restore(state.weights)[0]
+    state = begin(weights["params"], weights["batch_stats"], _optimiser(run, phase)[0], state.step)
+    return state, Progress(phase=phase, best_iou=progress.best_iou)
+
+
+def _run_phase(run: Run, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
+    """The loop over the epochs of one phase; returns early, with everything saved, when asked to stop."""
+    config, epochs = run.config, run.section(progress.phase).epochs
+    step, evaluate, schedule = _mapped_functions(run, progress.phase)
+    state = parallel.replicate(state)
+    done = progress.epoch * run.batches + progress.batch
+    with run.log.bar(f"phase {progress.phase}", epochs * run.batches, done) as bar:
+        while progress.epoch < epochs:
+            if progress.epoch - progress.lowest_loss_epoch >= config.early_stop_epochs:
+                run.log.text(
+                    f"phase {progress.phase} ends: no lower loss in {config.early_stop_epochs} epochs"
+                )
+                break
+            started = time.time()
+            state, progress, outcomes = _run_epoch(run, step, state, progress, bar)
+            if progress.batch:
+                _save(run, state, progress)
+                break
+            record = {"phase": progress.phase, "epoch": progress.epoch, "seconds": time.time() - started}
+            record["learning_rate"] = float(schedule(progress.epoch * run.batches - 1))
+            for name in ("loss", "gradient_norm") if outcomes else ():  # none if only the evaluation was left
+                record[f"train_{name}"] = float(np.mean([o[name] for o in outcomes]))
+            due = is_due(progress.epoch, config.eval_every_epochs, epochs)
+            if due:
+                rows = parallel.local_rows(config.data.batch_size)
+                batches = data.epoch_batches(run.splits["validation"], config.data.batch_size, rows=rows)
+                measured = measure(evaluate, state.weights, batches)
+                record |= {f"validation_{name}": value for name, value in measured.items()}
+                progress = _judge(run, state, progress, measured)
+                bar.set_postfix(loss=f"{measured['loss']:.4f}", iou_cu=f"{measured['iou_cu_mean']:.4f}")
+            run.log.record(int(parallel.unreplicate(state.step)), record)
+            if due:  # after its record, which a run killed in between writes again
+                _save(run, state, progress)
+    return parallel.unreplicate(state), progress
+
+
+def _run_epoch(run: Run, step: Callable, state: TrainState, progress: Progress, bar: tqdm) -> tuple:
+    """The rest of one epoch: (state, progress, the outcome of every step); progress.batch is 0 at its end."""
+    config, outcomes, pending = run.config, [], None
+    batches = data.epoch_batches(
+        run.splits["train"],
+        config.data.batch_size,
+        seed=config.seed,
+        epoch=progress.epoch + (config.phase1.epochs if progress.phase == 2 else 0),
+        first=progress.batch,
+        rows=parallel.local_rows(config.data.batch_size),
+    )
+    for batch in batches:
+        state, outcome = step(state, parallel.shard(batch))
+        if pending is not None:  # fetched while the next step runs, so the device never waits
+            outcomes.append(_finite(pending, progress))
+        pending, progress = outcome, dataclasses.replace(progress, batch=progress.batch + 1)
+        bar.update()
+        if parallel.any_process(run.stop.is_set()):
+            _finite(pending, progress)
+            return state, progress, outcomes
+    if pending is not None:
+        outcomes.append(_finite(pending, progress))
+    return state, dataclasses.replace(progress, epoch=progress.epoch + 1, batch=0), outcomes
+
+
+def _mapped_functions(run: Run, phase: int) -> tuple[Callable, Callable, Callable]:
+    """The step and the evaluation of a phase over all devices, and the learning rate per step."""
+    config, examples = run.config, run.splits["train"]
+    loss_of = losses.weighted_cross_entropy if phase == 1 else losses.lovasz
+    options = dict(run.section(phase).loss)
+
+    def loss(logits, labels, mask):
+        return loss_of(logits, labels, mask=mask, **options)
+
+    augment = functools.partial(
+        data.augment,
+        normalisation=run.normalisation,
+        electrons_per_pixel=examples.electrons_per_pixel,
+        symmetries=config.data.symmetries,
+        lowest_dose_fraction=config.data.lowest_dose_fraction,
+    )
+    optimiser, schedule = _optimiser(run, phase)
+    step = make_step(
+        run.network, loss, optimiser, augment, seed=config.seed, average_decay=config.optim.average_decay
+    )
+    evaluate = make_evaluation(run.network, loss, run.normalisation, examples.electrons_per_pixel)
+    return parallel.map_step(step), parallel.map_evaluation(evaluate), schedule
+
+
+def _optimiser(run: Run, phase: int) -> tuple:
+    optim, section = run.config.optim, run.section(phase)
+    return make_optimiser(
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        learning_rate=section.learning_rate,
+        final_learning_rate=section.final_learning_rate,
+        warmup_steps=optim.warmup_epochs * run.batches,
+        steps=section.epochs * run.batches,
+    )
+
+
+def _judge(run: Run, state: TrainState, progress: Progress, measured: dict) -> Progress:
+    """Keeps the weights with the best IoU, and notes when the loss was lowest."""
+    if measured["iou_cu_mean"] > progress.best_iou:
+        progress = dataclasses.replace(progress, best_iou=measured["iou_cu_mean"])
+        run.best.save(int(parallel.unreplicate(state.step)), parallel.unreplicate(state.weights), measured)
+    if measured["loss"] < progress.lowest_loss:
+        progress = dataclasses.replace(
+            progress, lowest_loss=measured["loss"], lowest_loss_epoch=progress.epoch
+        )
+    return progress
+
+
+def _save(run: Run, state: TrainState, progress: Progress) -> None:
+    state = parallel.unreplicate(state)
+    meta = {"progress": dataclasses.asdict(progress), "config": _plain(run.config)}
+    run.latest.save(int(state.step), state, meta)
+
+
+def _finite(outcome: dict, progress: Progress) -> dict[str, float]:
+    """Fetches the outcome of a step and raises ValueError, in one line, if it is not finite."""
+    outcome = {name: float(value) for name, value in parallel.unreplicate(outcome).items()}
+    if not (math.isfinite(outcome["loss"]) and math.isfinite(outcome["gradient_norm"])):
+        raise ValueError(
+            f"the loss must stay finite; got loss {outcome['loss']} and gradient norm "
+            f"{outcome['gradient_norm']} at step {outcome['step']:.0f}. "
+            f"Resume with a lower phase{progress.phase}.learning_rate."
+        )
+    return outcome
+
+
+def is_due(count: int, every: int, last: int) -> bool:
+    """Whether something done every so many epochs happens after this one; the last one always counts."""
+    return count % every == 0 or count == last
+
+
+def _plain(config: ConfigDict) -> dict:
+    return json.loads(config.to_json())
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

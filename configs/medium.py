@@ -1,0 +1,12 @@
+"""BSE-VoxNets Medium: 173 million parameters; widths and blocks of Zheng et al. 2024, Table 1."""
+
+from ml_collections import ConfigDict
+
+from configs import moderate
+
+
+def get_config() -> ConfigDict:
+    config = moderate.get_config()
+    config.model.widths = (384, 768)
+    config.model.blocks = (7, 17)
+    return config

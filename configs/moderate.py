@@ -1,0 +1,65 @@
+"""BSE-VoxNets Moderate on the paper's data set: the complete configuration, which all others change.
+
+Sources: [P] Zheng et al. 2024; [C] our choice where the paper gives nothing. Every key can be set on the
+command line, as in `--config.phase1.learning_rate=3e-4`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of the initial weights, the order of the examples, augmentation and dropout
+
+    config.data = data = ConfigDict()
+    data.config = "paper"  # configuration of the data set bse_voxels, or a file *.npz in data_dir
+    data.data_dir = "data"  # folder of the data sets; a missing one is simulated into it
+    data.batch_size = 128  # examples per step over all devices [C]; divisible by their number
+    data.normalise = "standardise"  # yields per energy, by mean and std of the training split; or none [C]
+    data.symmetries = False  # one of the eight of the square per example and step; the paper has none
+    data.lowest_dose_fraction = (
+        1.0  # an example keeps a log-uniform fraction of its dose from here to 1; 1: off
+    )
+
+    config.model = model = ConfigDict()  # fields of the network's class
+    model.name = "bsevoxnet"  # bsevoxnet, compact or unet3d
+    model.widths = (384, 768)  # channels of the two stages [P, Table 1]
+    model.blocks = (10, 17)  # S2-MLP blocks of the two stages [P, Table 1]
+    model.dropout = 0.0  # rate in every ConvFFN; the paper gives none [C]
+    model.sope = True  # False: without the patch embedding of the paper (ablation)
+    model.s2 = True  # False: without S2-MLP blocks (ablation)
+    model.conv_ffn = True  # False: plain FFN (ablation)
+    model.conv_impl = "auto"  # auto: convolutions as the backend runs them fastest; direct, rewrite
+    model.dtype = "float32"  # of the computation; bfloat16 halves the memory, parameters stay float32
+
+    config.optim = optim = ConfigDict()  # AdamW [P]
+    optim.b1 = 0.9  # decay of the mean of the gradient, the usual value [C]
+    optim.b2 = 0.999  # decay of the mean of its square, the usual value [C]
+    optim.eps = 1e-8  # added to the root of the latter, the usual value [C]
+    optim.weight_decay = 1e-4  # of weights with two and more dimensions [P; C: biases and norms are spared]
+    optim.warmup_epochs = 1  # of each phase, with the learning rate rising linearly [C]
+    optim.average_decay = 0.0  # of the moving average of the weights that is evaluated; 0: no averaging
+
+    config.phase1 = phase1 = ConfigDict()  # weighted cross-entropy [P]
+    phase1.epochs = 200  # of the paper's 250; it does not give the split between the phases [C]
+    phase1.learning_rate = 1e-4  # at the end of the warm-up [P]
+    phase1.final_learning_rate = 1e-6  # at the end of the cosine [C]
+    phase1.loss = ConfigDict()  # arguments of losses.weighted_cross_entropy
+    phase1.loss.mode = "class_weighted"  # the reading of Eq. (1) in which lam balances the classes [C]
+    phase1.loss.lam = 1 / 12  # weight of not-Cu, 1 - lam that of Cu [P]
+    phase1.loss.normalise = "weight_sum"  # divide by the applied weights, or by the voxels: n [C]
+
+    config.phase2 = phase2 = ConfigDict()  # Lovasz, from the best weights of phase 1 with a new optimiser [P]
+    phase2.epochs = 50  # of the paper's 250 [C]
+    phase2.learning_rate = 3e-5  # fine-tuning [C]
+    phase2.final_learning_rate = 1e-7  # [C]
+    phase2.loss = ConfigDict()  # arguments of losses.lovasz
+    phase2.loss.kind = "softmax"  # or hinge; softmax fits a network with two classes [C]
+    phase2.loss.classes = "present"  # mean over the classes in the batch, or cu; the published default
+    phase2.loss.per_sample = (
+        False  # True: one loss per volume, as the metric; False: voxels of a batch pooled
+    )
+
+    config.eval_every_epochs = 5  # epochs between validations and checkpoints [P]
+    config.early_stop_epochs = 100  # a phase ends when the validation loss has not fallen for so long [P]
+    return config

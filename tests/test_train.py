@@ -1,0 +1,219 @@
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import small_run
+
+from bsevox_jax import checkpoint, data, models, train
+from configs import moderate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("train")
+    small_run.write_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A whole run: its folder, what train returned, and its records."""
+    workdir = str(folder / "finished")
+    returned = train.train(small_run.get_config(folder), workdir)
+    return workdir, returned, read_records(workdir)
+
+
+def leaves_of_latest(workdir):
+    """The latest checkpoint by name, whatever its structure."""
+    import orbax.checkpoint as ocp
+
+    steps = sorted(int(name) for name in os.listdir(os.path.join(workdir, "latest")) if name.isdigit())
+    return steps[-1], ocp.StandardCheckpointer().restore(
+        os.path.join(os.path.abspath(workdir), "latest", str(steps[-1]), "state")
+    )
+
+
+def test_last_step_is_saved_and_every_epoch_recorded(finished):
+    workdir, _, records = finished
+    step, leaves = leaves_of_latest(workdir)
+    assert step == leaves[".step"] == (4 + 2) * 4  # epochs of both phases, steps per epoch
+    assert [(r["phase"], r["epoch"], r["step"]) for r in records] == [
+        (1, 1, 4), (1, 2, 8), (1, 3, 12), (1, 4, 16), (2, 1, 20), (2, 2, 24)
+    ]  # fmt: skip
+    assert [r["step"] for r in records if "validation_loss" in r] == [8, 16, 24]
+    assert any(name.startswith("events.out.tfevents") for name in os.listdir(os.path.join(workdir, "events")))
+
+
+def test_loss_falls_within_the_first_phase(finished):
+    losses = [r["train_loss"] for r in finished[2] if r["phase"] == 1]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_export_holds_the_best_weights_and_statistics_of_the_training_split(finished, folder):
+    workdir, returned, records = finished
+    assert returned == os.path.join(workdir, "export")
+    export = checkpoint.load_export(returned)
+    splits = data.load(str(folder), "small.npz")
+    statistics = data.Normalisation.fit(splits["train"])
+    np.testing.assert_array_equal(export.normalisation.mean, statistics.mean)
+    np.testing.assert_array_equal(export.normalisation.std, statistics.std)
+    validation = splits["validation"]
+    network = models.build(**export.config["model"])
+    logits = network.apply(
+        export.weights, export.normalisation(validation.counts, export.electrons_per_pixel), train=False
+    )
+    predicted, true = np.asarray(logits[..., 1] > logits[..., 0]), validation.labels == 2
+    iou = [(p & t).sum() / (p | t).sum() for p, t in zip(predicted, true, strict=True)]
+    best = max(r["validation_iou_cu_mean"] for r in records if "validation_loss" in r)
+    np.testing.assert_allclose(np.mean(iou), best, atol=1e-6)
+
+
+def test_finished_run_started_again_trains_no_further(finished, folder):
+    workdir, returned, records = finished
+    assert train.train(small_run.get_config(folder), workdir) == returned
+    assert leaves_of_latest(workdir)[0] == records[-1]["step"]
+
+
+LONG = ["--phase1.epochs=60", "--phase2.epochs=30"]
+
+
+def launch(folder, workdir):
+    """Starts the long run on one device, in a process of its own; what it prints goes to a file."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    }
+    command = [
+        sys.executable,
+        os.path.join(small_run.ROOT, "tests", "small_run.py"),
+        str(folder),
+        workdir,
+        *LONG,
+    ]
+    with open(f"{workdir}.txt", "w") as printed:  # a full pipe would stop it
+        return subprocess.Popen(command, env=environment, stdout=printed, stderr=subprocess.STDOUT)
+
+
+def printed(workdir):
+    with open(f"{workdir}.txt") as file:
+        return file.read()
+
+
+def send_after(process, workdir, number, records):
+    """Sends a signal as soon as a run has written so many records, and waits for its end."""
+    path = os.path.join(workdir, "metrics.jsonl")
+    while not os.path.exists(path) or len(read_records(workdir)) < records:
+        assert process.poll() is None, printed(workdir)
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.wait(timeout=60)
+
+
+def read_records(workdir):
+    with open(os.path.join(workdir, "metrics.jsonl")) as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def test_stopped_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder):
+    whole, broken = str(folder / "whole"), str(folder / "broken")
+    uninterrupted = launch(folder, whole)
+
+    assert send_after(launch(folder, broken), broken, signal.SIGTERM, 7) == 0, printed(broken)
+    assert f"the same command with workdir {broken} resumes" in printed(broken)
+    stopped_at, _ = leaves_of_latest(broken)
+    assert 7 * 4 <= stopped_at < 90 * 4
+    assert send_after(launch(folder, broken), broken, signal.SIGKILL, 64) == -signal.SIGKILL  # in phase 2
+    assert launch(folder, broken).wait(timeout=120) == 0, printed(broken)
+    assert uninterrupted.wait(timeout=120) == 0, printed(whole)
+
+    (step, expected), (resumed_step, resumed) = leaves_of_latest(whole), leaves_of_latest(broken)
+    assert step == resumed_step == 90 * 4
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(resumed[name], leaf, err_msg=name)
+    best = [checkpoint.load_export(os.path.join(w, "export")).weights["params"] for w in (whole, broken)]
+    np.testing.assert_array_equal(best[0]["stem"]["kernel"], best[1]["stem"]["kernel"])
+    steps = [[record["step"] for record in read_records(w)] for w in (whole, broken)]
+    assert steps[0] == steps[1]
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_gradient_norm(folder, tmp_path):
+    config = small_run.get_config(folder)
+    config.phase1.learning_rate = 1e30
+    with pytest.raises(ValueError, match=r"got loss \S+ and gradient norm \S+ at step [234]\.") as error:
+        train.train(config, str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_phase_without_progress_ends_early(folder, tmp_path):
+    config = small_run.get_config(folder)
+    config.phase1.epochs = 40
+    config.phase1.learning_rate = config.phase1.final_learning_rate = 0.0
+    config.early_stop_epochs = 4
+    config.phase2.epochs = 0
+    train.train(config, str(tmp_path))
+    assert leaves_of_latest(str(tmp_path))[0] == (2 + 4) * 4  # the first validation is the lowest
+
+
+def test_damaged_checkpoint_is_refused(finished, folder, tmp_path):
+    import shutil
+
+    shutil.copytree(finished[0], tmp_path / "run")
+    weights = [p for p in (tmp_path / "run" / "latest").rglob("d/*") if p.is_file()]
+    largest = max(weights, key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(OSError, match="must be whole") as error:
+        train.train(small_run.get_config(folder), str(tmp_path / "run"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("data.batch_size", 30, "got 30 and 4"),
+        ("data.normalise", "standardize", "got 'standardize'"),
+        ("data.lowest_dose_fraction", 0.0, "got 0.0"),
+        ("data.config", "absent.npz", "absent.npz"),
+        ("model.name", "compct", "got 'compct'"),
+        ("optim.warmup_epochs", 4, "got 16 and 16"),
+        ("phase1.loss.mode", "weighted", "got 'weighted'"),
+        ("phase2.loss.kind", "sigmoid", "got 'sigmoid'"),
+    ],
+)
+def test_impossible_value_is_refused_in_one_line(folder, tmp_path, key, value, message):
+    config = small_run.get_config(folder)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        train.train(config, str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_misspelt_key_is_refused(folder, tmp_path):
+    config = small_run.get_config(folder).lock()
+    with pytest.raises(AttributeError):
+        config.phase1.lerning_rate = 1e-3
+    config.model.unlock().widht = 8
+    with pytest.raises(ValueError, match="widht"):
+        train.train(config, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["lite", "small", "medium", "compact", "unet3d", "quickstart"])
+def test_configs_have_the_keys_of_the_complete_one_and_a_network(name):
+    config, complete = importlib.import_module(f"configs.{name}").get_config(), moderate.get_config()
+    network = models.build(**config.model)
+    fields = set(type(network).__dataclass_fields__) - {"parent"}
+    assert set(config.model) == (fields | {"name"})
+    with config.unlocked(), complete.unlocked():
+        del config["model"], complete["model"]
+    assert train.flatten(config.to_dict()).keys() == train.flatten(complete.to_dict()).keys()
+
+
+def test_last_count_is_always_due():
+    assert [k for k in range(1, 9) if train.is_due(k, 3, 8)] == [3, 6, 8]
