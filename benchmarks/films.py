@@ -1,7 +1,7 @@
 """Yields of 20 nm films of Si and Cu: `python -m benchmarks.films` prints one JSON object.
 
-Beside Nebula 1.0.2 (100 000 primaries, default build; full Penn model, Gryzinski inner shells), electrons with
-more than 50 eV that leave upwards, per primary, at normal incidence.
+Electrons with more than 50 eV that leave upwards, per primary, at normal incidence; beside Nebula 1.0.2
+(100 000 primaries, default build: full Penn model, Gryzinski inner shells).
 """
 
 import json

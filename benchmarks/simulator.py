@@ -1,7 +1,7 @@
 """Speed of the electron Monte Carlo: `python -m benchmarks.simulator` prints one JSON object.
 
-The case is the paper's box, 20 nm of Si with a 10 nm Cu cube in its middle, at the paper's 20 energies. Rates are
-per second of processor time (all cores together), the median of several runs after compilation.
+The case is the paper's box, 20 nm of Si with a 10 nm Cu cube in its middle, at the paper's 20 energies. Rates
+are per second of processor time (all cores together), the median of several runs after compilation.
 """
 
 import json
