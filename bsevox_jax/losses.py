@@ -1,0 +1,121 @@
+"""Losses on the logits: weighted cross-entropy, and the Lovasz extension of the intersection over union.
+
+All take logits `[b, y, x, z, 2]` (class 1 is Cu), labels `[b, y, x, z]` (1 or True where Cu) and return a
+scalar. `mask` `[b]` takes padded samples out. Sums are divided by counts; with `axis_name` the counts are
+averaged over that axis, so that the mean over the devices is the loss of the global batch.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def weighted_cross_entropy(
+    logits, labels, *, mode: str, lam: float, normalise: str, mask=None, axis_name: str | None = None
+):
+    """The four readings of the paper's Eq. (1), -[lam y log h + (1 - lam) (1 - y) log(1 - h)].
+
+    Args:
+      logits, labels, mask, axis_name: see the module.
+      mode: `class_weighted` weighs the softmax cross-entropy by 1 - lam on Cu and lam elsewhere, which
+        balances the classes at a Cu fraction of lam; `literal_sigmoid` is the equation as printed with y = 1
+        for Cu, lam on Cu; `onehot_softmax` sums it over both softmax channels, where lam cancels;
+        `onehot_sigmoid` over two independent sigmoids.
+      lam: the paper's lambda, in (0, 1).
+      normalise: `n` divides by the voxels, `weight_sum` by the sum of the applied weights.
+
+    Raises:
+      ValueError: unknown `mode` or `normalise`.
+    """
+    if normalise not in ("n", "weight_sum"):
+        raise ValueError(f"normalise must be n or weight_sum; got {normalise!r}. Use weight_sum.")
+    cu = labels.astype(jnp.float32)
+    log_odds = logits[..., 1] - logits[..., 0]
+    cross_entropy = jax.nn.softplus(jnp.where(cu > 0, -log_odds, log_odds))
+    if mode == "class_weighted":
+        weight = jnp.where(cu > 0, 1 - lam, lam)
+    elif mode == "literal_sigmoid":
+        weight = jnp.where(cu > 0, lam, 1 - lam)
+    elif mode in ("onehot_softmax", "onehot_sigmoid"):
+        weight = jnp.ones_like(cu)
+    else:
+        modes = "class_weighted, literal_sigmoid, onehot_softmax or onehot_sigmoid"
+        raise ValueError(f"mode must be {modes}; got {mode!r}. Use class_weighted.")
+    loss = weight * cross_entropy
+    if mode == "onehot_sigmoid":
+        target = jnp.stack([1 - cu, cu], axis=-1)
+        positive, negative = jax.nn.softplus(-logits), jax.nn.softplus(logits)
+        loss = (lam * target * positive + (1 - lam) * (1 - target) * negative).sum(-1)
+    valid = _valid(mask, cu.shape)
+    counted = weight * valid if normalise == "weight_sum" else valid
+    return _ratio((loss * valid).sum(), counted.sum(), axis_name)
+
+
+def lovasz(
+    logits, labels, *, kind: str, classes: str, per_sample: bool, mask=None, axis_name: str | None = None
+):
+    """Lovasz-Softmax or Lovasz hinge: equals 1 - IoU at hard predictions and has a gradient elsewhere.
+
+    Source: Berman, Triki and Blaschko (2018), Algorithm 1 and Eqs. (8) to (11).
+
+    Args:
+      logits, labels, mask, axis_name: see the module.
+      kind: `softmax` takes errors |y - p|; `hinge` takes 1 - (2 y - 1) (z_Cu - z_Si), clipped at zero.
+      classes: `present` averages over the classes that occur in the labels, `cu` is Cu alone. The hinge is
+        a loss of Cu alone under both.
+      per_sample: one loss per volume, averaged over the volumes in which a class of `classes` occurs;
+        otherwise the voxels of the batch, on each device, are pooled.
+
+    Raises:
+      ValueError: unknown `kind` or `classes`.
+    """
+    if kind not in ("softmax", "hinge") or classes not in ("present", "cu"):
+        raise ValueError(
+            f"kind must be softmax or hinge and classes present or cu; got {kind!r} and {classes!r}. "
+            "Use softmax and cu."
+        )
+    rows = labels.shape[0] if per_sample else 1
+    log_odds = (logits[..., 1] - logits[..., 0]).reshape(rows, -1)
+    cu = labels.astype(jnp.int32).reshape(rows, -1)
+    valid = _valid(mask, labels.shape).reshape(rows, -1) > 0
+    errors = jnp.abs(cu - jax.nn.sigmoid(log_odds)) if kind == "softmax" else 1 - (2 * cu - 1) * log_odds
+    both = kind == "softmax" and classes == "present"
+    weights, present = _lovasz_weights(lax.stop_gradient(errors), jnp.where(valid, cu, 2), both)
+    loss = jnp.where(valid, jax.nn.relu(errors) * weights, 0.0).sum(axis=1)
+    return _ratio((loss * present).sum(), present.sum().astype(jnp.float32), axis_name)
+
+
+def _lovasz_weights(errors, labels, both_classes):
+    """The weight of every error `[rows, n]`, constant for the gradient, and whether a row counts `[rows]`.
+
+    Labels are 1 for Cu, 0 for not, 2 for voxels that do not exist, which are sorted last. With two classes
+    the errors of both are the same numbers, so one sort serves both.
+    """
+    order = jnp.argsort(jnp.where(labels == 2, jnp.inf, -errors), axis=1, stable=False)
+    labels = jnp.take_along_axis(labels, order, axis=1)
+    total, present = 0.0, 0.0
+    for c in (1, 0) if both_classes else (1,):
+        is_class = labels == c
+        hits = jnp.cumsum(is_class, axis=1)
+        count = hits[:, -1:]
+        # Floats, since the product below would overflow; exact to 2^24 voxels.
+        intersection = (count - hits).astype(jnp.float32)
+        union = (count + 1 + jnp.arange(hits.shape[1]) - hits).astype(jnp.float32)
+        # J_i - J_(i-1) in closed form, since the difference of two numbers near one loses its digits.
+        other = intersection / (union * jnp.maximum(union - 1, 1))
+        total = total + jnp.where(is_class, 1 / union, other) * (count > 0)
+        present = present + (count[:, 0] > 0)
+    weights = total / jnp.maximum(present, 1)[:, None]
+    unsorted = jnp.put_along_axis(jnp.zeros_like(weights), order, weights, axis=1, inplace=False)
+    return unsorted, present > 0
+
+
+def _valid(mask, shape):
+    mask = jnp.ones(shape[0]) if mask is None else mask.astype(jnp.float32)
+    return jnp.broadcast_to(mask[:, None, None, None], shape)
+
+
+def _ratio(numerator, denominator, axis_name):
+    if axis_name is not None:
+        denominator = lax.pmean(denominator, axis_name)
+    return numerator / jnp.maximum(denominator, 1e-6)
