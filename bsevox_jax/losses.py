@@ -1,8 +1,7 @@
 """Losses on the logits: weighted cross-entropy, and the Lovasz extension of the intersection over union.
 
 All take logits `[b, y, x, z, 2]` (class 1 is Cu), labels `[b, y, x, z]` (1 or True where Cu) and return a
-scalar. `mask` `[b]` takes padded samples out. Sums are divided by counts; with `axis_name` the counts are
-averaged over that axis, so that the mean over the devices is the loss of the global batch.
+scalar over the batch they are given. `mask` `[b]` takes padded samples out.
 """
 
 import jax
@@ -10,13 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def weighted_cross_entropy(
-    logits, labels, *, mode: str, lam: float, normalise: str, mask=None, axis_name: str | None = None
-):
+def weighted_cross_entropy(logits, labels, *, mode: str, lam: float, normalise: str, mask=None):
     """The four readings of the paper's Eq. (1), -[lam y log h + (1 - lam) (1 - y) log(1 - h)].
 
     Args:
-      logits, labels, mask, axis_name: see the module.
+      logits, labels, mask: see the module.
       mode: `class_weighted` weighs the softmax cross-entropy by 1 - lam on Cu and lam elsewhere, which
         balances the classes at a Cu fraction of lam; `literal_sigmoid` is the equation as printed with y = 1
         for Cu, lam on Cu; `onehot_softmax` sums it over both softmax channels, where lam cancels;
@@ -48,23 +45,21 @@ def weighted_cross_entropy(
         loss = (lam * target * positive + (1 - lam) * (1 - target) * negative).sum(-1)
     valid = _valid(mask, cu.shape)
     counted = weight * valid if normalise == "weight_sum" else valid
-    return _ratio((loss * valid).sum(), counted.sum(), axis_name)
+    return _ratio((loss * valid).sum(), counted.sum())
 
 
-def lovasz(
-    logits, labels, *, kind: str, classes: str, per_sample: bool, mask=None, axis_name: str | None = None
-):
+def lovasz(logits, labels, *, kind: str, classes: str, per_sample: bool, mask=None):
     """Lovasz-Softmax or Lovasz hinge: equals 1 - IoU at hard predictions and has a gradient elsewhere.
 
     Source: Berman, Triki and Blaschko (2018), Algorithm 1 and Eqs. (8) to (11).
 
     Args:
-      logits, labels, mask, axis_name: see the module.
+      logits, labels, mask: see the module.
       kind: `softmax` takes errors |y - p|; `hinge` takes 1 - (2 y - 1) (z_Cu - z_Si), clipped at zero.
       classes: `present` averages over the classes that occur in the labels, `cu` is Cu alone. The hinge is
         a loss of Cu alone under both.
       per_sample: one loss per volume, averaged over the volumes in which a class of `classes` occurs;
-        otherwise the voxels of the batch, on each device, are pooled.
+        otherwise the voxels of the batch are pooled.
 
     Raises:
       ValueError: unknown `kind` or `classes`.
@@ -82,7 +77,7 @@ def lovasz(
     both = kind == "softmax" and classes == "present"
     weights, present = _lovasz_weights(lax.stop_gradient(errors), jnp.where(valid, cu, 2), both)
     loss = jnp.where(valid, jax.nn.relu(errors) * weights, 0.0).sum(axis=1)
-    return _ratio((loss * present).sum(), present.sum().astype(jnp.float32), axis_name)
+    return _ratio((loss * present).sum(), present.sum().astype(jnp.float32))
 
 
 def _lovasz_weights(errors, labels, both_classes):
@@ -115,7 +110,5 @@ def _valid(mask, shape):
     return jnp.broadcast_to(mask[:, None, None, None], shape)
 
 
-def _ratio(numerator, denominator, axis_name):
-    if axis_name is not None:
-        denominator = lax.pmean(denominator, axis_name)
+def _ratio(numerator, denominator):
     return numerator / jnp.maximum(denominator, 1e-6)
