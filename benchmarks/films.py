@@ -38,7 +38,8 @@ def film(material: str) -> dict:
     yields = {"all": images.yields, "primary": images.primary_counts / images.electrons_per_pixel}
     result = {}
     for kind, values in yields.items():
-        mean, error = values.mean((0, 1)), values.std((0, 1)) / np.sqrt(labels[..., 0].size)
+        mean = values.mean((0, 1), dtype=np.float64)
+        error = values.std((0, 1), dtype=np.float64) / np.sqrt(labels[..., 0].size)
         result[f"yield_{kind}"] = np.round(mean, 4).tolist()
         result[f"standard_error_{kind}"] = np.round(error, 5).tolist()
         result[f"ratio_to_nebula_{kind}"] = np.round(mean / np.array(NEBULA[material][kind]), 3).tolist()
@@ -47,7 +48,8 @@ def film(material: str) -> dict:
         1 - images.primary_counts.sum((0, 1)) / images.counts.sum((0, 1)), 3
     ).tolist()
     result["fates"] = {fate: np.round(count / followed, 6).tolist() for fate, count in images.fates.items()}
-    result["sum_of_fates"] = np.round(sum(images.fates.values()) / followed, 9).tolist()
+    primaries = FLAGS.electrons_per_pixel * labels[..., 0].size
+    result["secondaries_per_primary"] = np.round(followed / primaries - 1, 3).tolist()
     return result
 
 
