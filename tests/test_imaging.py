@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from bsevox_jax import sim
-from bsevox_jax.sim import lanes
+from bsevox_jax.sim import imaging, lanes, tables
 
 ENERGIES_KEV = (0.5, 2.0, 10.0)
 # Share of electrons with more than 50 eV that leave a 20 nm film upwards: Nebula 1.0.2, 100 000 primaries,
@@ -137,7 +137,6 @@ def test_buried_copper_brightens_its_pixels_more_the_nearer_it_lies():
 
 def test_delta_tracking_agrees_with_tracking_from_interface_to_interface(monkeypatch):
     """Without the cubes of equal label every flight uses the majorant and rejects the excess."""
-    from bsevox_jax.sim import imaging
 
     labels = mixed_specimens(1)
     options = {"electrons_per_pixel": 100, "beam_energies_kev": ENERGIES_KEV}
@@ -166,3 +165,15 @@ def test_stack_is_deep_enough_for_the_highest_energy():
 def test_bad_options_are_refused_with_the_rule(options, rule):
     with pytest.raises(ValueError, match=rule):
         image(np.ones((4, 4, 4), np.uint8), **options)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_walk_lowers_for_accelerators_without_the_branches_of_a_step(platform):
+    """The phases of a step stay together only on CPU; on an accelerator a branch would stop the device."""
+    labels = np.ones((1, 4, 4, 4), np.uint8)
+    cells = imaging._cells((1.0,), np.arange(1), 1, 0, 0, 1)
+    arguments = (imaging.tracking_words(labels), tables.shipped(), cells, np.bool_(True), 1.0, 16)
+    traced = imaging._walk.trace(*arguments)
+    lowered, on_cpu = (traced.lower(lowering_platforms=(name,)).as_text() for name in (platform, "cpu"))
+    assert "stablehlo.while" in lowered
+    assert lowered.count("stablehlo.case") < on_cpu.count("stablehlo.case")

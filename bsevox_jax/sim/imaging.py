@@ -105,7 +105,7 @@ def simulate_bse(
     on_cpu = devices[0].platform == "cpu"
     lanes = lanes or (LANES_CPU if on_cpu else LANES_ACCELERATOR)
     # A walk on a CPU runs on one core; as many chunks run at once as there are cores.
-    workers = len(os.sched_getaffinity(0)) if on_cpu else len(devices)
+    workers = os.cpu_count() if on_cpu else len(devices)
     cells_per_specimen = len(energies) * volume[0] * volume[1]
     size = specimens_per_chunk or max(1, CELLS_PER_LANE * lanes // cells_per_specimen)
     size = min(size, -(-len(batch) // workers))

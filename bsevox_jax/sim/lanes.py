@@ -109,7 +109,7 @@ def walk(medium: Medium, cells: Cells, secondaries, num_lanes: int):
 def _step(medium: Medium, lanes: Lanes, secondaries) -> Lanes:
     """One event of every electron in flight; a lane whose electron ended takes its next one.
 
-    The barriers keep XLA from computing shared results anew for each array of the state.
+    Each phase is computed once and kept, see `_once`.
     """
     once = functools.partial(_once, lanes.steps[0] >= 0)
     draws = once(_draw, lanes.history, lanes.draw)
@@ -125,20 +125,8 @@ def _step(medium: Medium, lanes: Lanes, secondaries) -> Lanes:
     child_kev = once(struck_energy_kev, medium, label, collision, event, draws[2][0])
     electron, child = unit_length(electron), child._replace(energy_kev=child_kev)
 
-    def decide(electron, child):
-        fate = _fate(medium, lanes, electron, (flight.face > 0) & passes)
-        ended = fate < len(FATES)
-        born = (child.energy_kev > CUTOFF_KEV) & secondaries
-        blocked = lanes.flying & born & lanes.has_waiting
-        idle = ~lanes.flying | (ended & ~lanes.has_waiting)
-        start = idle & ~blocked & (lanes.depth == 0) & (lanes.electrons_left > 0)
-        # Next in flight: 0 the same electron, 1 a fresh primary, 2 the one that waited, 3 the freed one.
-        follow = jnp.where(start, 1, jnp.where(ended & lanes.has_waiting, 2, jnp.where(born, 3, 0)))
-        follow = jnp.where(blocked | (~lanes.flying & ~start), 4, follow)  # 4: nothing, the state stays
-        fate = jnp.where(lanes.flying & ~blocked, fate, len(FATES))
-        return fate, follow, blocked
-
-    fate, follow, blocked = once(decide, electron, child)
+    left = (flight.face > 0) & passes
+    fate, follow, blocked = once(_decide, medium, lanes, electron, child, left, secondaries)
     born = follow == 3
     history, primary = once(_next_primary, medium, lanes)
     start = follow == 1
@@ -162,17 +150,22 @@ def _step(medium: Medium, lanes: Lanes, secondaries) -> Lanes:
     )
 
 
-def _once(live, function, *args):
-    """`function(*args)` with its results kept in memory, not computed anew inside every later expression.
+def _decide(medium, lanes: Lanes, electron, child, left, secondaries):
+    """How electrons ended, what each lane flies next, and which lanes must wait for the service.
 
-    XLA on CPU duplicates cheap producers into each consumer, here 40 consumers, and drops optimization
-    barriers before it does so. It does not look through a branch; `live` is true, but only at run time.
+    Returns:
+        Index into FATES (len(FATES): not ended); next in flight, 0 the same electron, 1 a fresh primary, 2
+        the one that waited, 3 the freed one, 4 nothing, the state stays; and whether the lane is blocked.
     """
-
-    def nothing(*args):
-        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *args))
-
-    return jax.lax.cond(live, function, nothing, *args)
+    fate = _fate(medium, lanes, electron, left)
+    ended = fate < len(FATES)
+    born = (child.energy_kev > CUTOFF_KEV) & secondaries
+    blocked = lanes.flying & born & lanes.has_waiting
+    idle = ~lanes.flying | (ended & ~lanes.has_waiting)
+    start = idle & ~blocked & (lanes.depth == 0) & (lanes.electrons_left > 0)
+    follow = jnp.where(start, 1, jnp.where(ended & lanes.has_waiting, 2, jnp.where(born, 3, 0)))
+    follow = jnp.where(blocked | (~lanes.flying & ~start), 4, follow)
+    return jnp.where(lanes.flying & ~blocked, fate, len(FATES)), follow, blocked
 
 
 def _fate(medium, lanes, electron, left):
@@ -283,6 +276,22 @@ def _store(counts, lanes: Lanes, done):
     """Writes the tallies of the lanes that are done; a lane without a cell points past the end."""
     cell = jnp.where(done, lanes.cell, counts.shape[0])
     return counts.at[cell].set(jnp.stack(lanes.tally, axis=-1), mode="drop")
+
+
+def _once(live, function, *args):
+    """`function(*args)` with its results kept in memory, not computed anew inside every later expression.
+
+    XLA on CPU duplicates cheap producers into each consumer, here 40 consumers, and drops optimization
+    barriers before it does so. It does not look through a branch; `live` is true, but only at run time.
+    """
+
+    def nothing(*args):
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *args))
+
+    def behind_a_branch(*args):
+        return jax.lax.cond(live, function, nothing, *args)
+
+    return jax.lax.platform_dependent(*args, cpu=behind_a_branch, default=function)
 
 
 def _select(condition, chosen, other):
