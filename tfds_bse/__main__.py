@@ -6,7 +6,9 @@ machines or accelerators share the work on one folder: give each `--processes=N`
 """
 
 import sys
+from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 import tfds_bse
@@ -19,6 +21,9 @@ _PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes that shar
 
 def main(argv):
     logging.set_verbosity(logging.WARNING)
+    if not jax.config.jax_compilation_cache_dir:
+        # As launch.py does: without its cache XLA rounds otherwise, which turns a few histories in 100,000.
+        jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
     try:
         if len(argv) > 1:
             raise ValueError(f"flags only, e.g. --config=smoke; got {argv[1]!r}.")
