@@ -1,0 +1,34 @@
+# make demo      simulates a small data set, trains a network on it and evaluates it: minutes on a laptop
+# make test      the fast tests
+# make validate  the tests that take minutes
+# make lint      style
+# The first one called makes .venv and installs what is needed into it.
+
+PYTHON ?= python3
+BIN = .venv/bin
+INSTALLED = .venv/.installed
+DEMO = $(BIN)/python launch.py --config=configs/quickstart.py --workdir=runs/demo
+
+.PHONY: demo test validate lint
+
+demo: $(INSTALLED)
+	$(DEMO) --mode=train
+	$(DEMO) --mode=evaluate
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+validate: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The exact versions that were tested are those for Python 3.11; other versions of Python take the newest ones.
+$(INSTALLED): requirements.txt requirements-dev.txt requirements-lock.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; \
+	then $(BIN)/python -m pip install -q -r requirements-dev.txt -c requirements-lock.txt; \
+	else $(BIN)/python -m pip install -q -r requirements-dev.txt; fi
+	touch $@

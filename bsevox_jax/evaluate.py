@@ -1,0 +1,144 @@
+"""How good a trained network is: the test split, and the structures of Zheng et al. 2024, Tables 3 and 4."""
+
+import hashlib
+import json
+import os
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import bsevox_jax
+from bsevox_jax import checkpoint, data, imageio, metrics, parallel, report, sim
+from bsevox_jax.reconstruct import VOXEL_NM, check_energies, cu_probability
+
+POSITIONS = (1, 2, 3, 4)  # of the nanocube, from a corner at the surface to the bottom
+RADII_NM = (2, 4, 6, 8, 10)  # of the nanowire's core
+STRUCTURES = {
+    "nanocube": {str(p): (sim.phantoms.nanocube, (p,)) for p in POSITIONS},
+    "nanowire": {str(r): (sim.phantoms.nanowire, (r, "z")) for r in RADII_NM},
+    "nanowire_lying": {str(r): (sim.phantoms.nanowire, (r, "x")) for r in RADII_NM},
+}
+FIRST_STRUCTURE = 300_000_000  # number of the first one; no specimen of a data set shares its noise
+SEED = 0  # of the simulated structures, the same for all networks
+
+
+def evaluate(config: ConfigDict, workdir: str) -> dict:
+    """Measures the exported network of a run; writes `metrics.json` and `picture.png`, and prints a table.
+
+    The structures are simulated at the dose and energies of the data set, once for each of them.
+
+    Args:
+        config: as for training; its data set may be another one with the same energies.
+        workdir: folder of the run.
+
+    Returns:
+        What `metrics.json` holds: `metrics.summarise` of the test split, the IoU of Cu of each structure, and
+        what they were measured with.
+
+    Raises:
+        FileNotFoundError, OSError: network or data set missing or damaged, or the disk is full.
+        ValueError: the data set does not fit the network; one line.
+    """
+    workdir = os.path.abspath(os.path.expanduser(workdir))
+    export = checkpoint.load_export(os.path.join(workdir, "export"))
+    test = data.load(config.data.data_dir, config.data.config)["test"]
+    check_energies(test.beam_energies_kev, export)
+    structures = _structures(os.path.expanduser(config.data.data_dir), test)
+    probability, structure_probability = (
+        cu_probability(export, images.counts, images.electrons_per_pixel) for images in (test, structures)
+    )
+    results = metrics.summarise(metrics.sample_sums(probability, data.copper(test.labels)))
+    iou = iter(iou_cu(structure_probability, structures.labels))
+    results |= {series: {name: next(iou) for name in members} for series, members in STRUCTURES.items()}
+    results |= _circumstances(test, export)
+    if parallel.is_main_process():
+        _write(workdir, results, test, probability)
+        print(table(results))
+        print(f"picture: {os.path.join(workdir, 'picture.png')}")
+    return results
+
+
+def iou_cu(probability: np.ndarray, labels: np.ndarray) -> list[float]:
+    """Intersection over union of Cu of each specimen, from probabilities and labels [n, y, x, z]."""
+    sums = metrics.sample_sums(probability, data.copper(labels))
+    one = [{name: value[k : k + 1] for name, value in sums.items()} for k in range(len(labels))]
+    return [metrics.summarise(sample)["iou_cu_mean"] for sample in one]
+
+
+def table(results: dict) -> str:
+    """The results as text."""
+    lines = [
+        f"{results['model']} on {results['test_specimens']} test specimens of {results['data_set']}, "
+        f"{results['electrons_per_pixel']} electrons per pixel",
+        f"  IoU(Cu) mean {results['iou_cu_mean']:.3f}   pooled {results['iou_cu_pooled']:.3f}   "
+        f"MRE {100 * results['mre']:.1f} %",
+    ]
+    titles = {
+        "nanocube": "Cu cube of 5 nm in Si, position",
+        "nanowire": "upright wire, Cu radius in nm",
+        "nanowire_lying": "lying wire, Cu radius in nm",
+    }
+    for series, title in titles.items():
+        lines.append(f"  {title:<33}" + "".join(f"{name:>7}" for name in results[series]))
+        lines.append(f"  {'  IoU(Cu)':<33}" + "".join(f"{iou:7.3f}" for iou in results[series].values()))
+    return "\n".join(lines)
+
+
+def _circumstances(test: data.Examples, export: checkpoint.Export) -> dict:
+    return {
+        "data_set": test.name,
+        "test_specimens": len(test),
+        "electrons_per_pixel": test.electrons_per_pixel,
+        "structures_seed": SEED,
+        "seed": export.config["seed"],
+        "model": export.config["model"]["name"],
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "version": bsevox_jax.__version__,
+    }
+
+
+def _write(workdir: str, results: dict, test: data.Examples, probability: np.ndarray) -> None:
+    iou = iou_cu(probability, test.labels)
+    median = int(np.argsort(iou)[len(iou) // 2])
+    stack = imageio.Stack(test.counts[median], test.beam_energies_kev, test.electrons_per_pixel)
+    title = f"{results['model']}, the test specimen of median IoU ({results['data_set']})"
+    with imageio.whole_files(workdir) as folder:
+        with open(os.path.join(folder, "metrics.json"), "w") as file:
+            json.dump(results, file, indent=1)
+            file.write("\n")
+        path = os.path.join(folder, "picture.png")
+        report.picture(path, stack, probability[median], VOXEL_NM, truth=test.labels[median], title=title)
+
+
+def _structures(data_dir: str, test: data.Examples) -> data.Examples:
+    """The test structures in the order of `STRUCTURES`, simulated as the data set was."""
+    made = [make(*arguments) for members in STRUCTURES.values() for make, arguments in members.values()]
+    labels = np.stack([np.asarray(m) for m in made])
+    dose, energies_kev = test.electrons_per_pixel, test.beam_energies_kev
+    decisive = [dose, energies_kev, SEED, sim.SIMULATOR_VERSION, hashlib.sha256(labels.tobytes()).hexdigest()]
+    name = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+    folder = os.path.join(data_dir, "test_structures")
+    counts = _read_counts(os.path.join(folder, f"{name}.npz"))
+    if counts is None:
+        if parallel.is_main_process():
+            print(f"simulating {len(labels)} test structures at {dose} electrons per pixel", flush=True)
+        counts = sim.simulate_bse(
+            labels,
+            electrons_per_pixel=dose,
+            beam_energies_kev=energies_kev,
+            seed=SEED,
+            specimen_ids=FIRST_STRUCTURE + np.arange(len(labels)),
+        ).counts
+        with imageio.whole_files(folder) as temporary:
+            np.savez_compressed(os.path.join(temporary, f"{name}.npz"), counts=counts)
+    return data.Examples(counts, labels, dose, energies_kev, "test structures")
+
+
+def _read_counts(path: str) -> np.ndarray | None:
+    """Counts of a file; None if it is missing or damaged."""
+    try:
+        with np.load(path) as file:
+            return file["counts"]
+    except Exception:  # damaged, in any of the many ways of a zip file: simulate again
+        return None

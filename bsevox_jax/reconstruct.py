@@ -1,0 +1,130 @@
+"""From an image stack to a Cu volume, with a trained network on any number of devices."""
+
+import json
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax import lax
+
+import bsevox_jax
+from bsevox_jax import checkpoint, imageio, metrics, models, parallel, report, sim
+
+VOXEL_NM = 1.0  # of the simulated training data, and so of every network yet
+ROWS_PER_DEVICE = 8
+
+
+def reconstruct(
+    stack_path: str,
+    export_path: str,
+    output_dir: str,
+    *,
+    beam_energies_kev: Sequence[float] | None = None,
+    electrons_per_pixel: int | None = None,
+) -> np.ndarray:
+    """Reconstructs a volume; writes `volume.npz`, `volume.tif` and `picture.png`.
+
+    Args:
+        stack_path: see `imageio.read_stack`.
+        export_path: folder of an exported network.
+        output_dir: folder of the results.
+        beam_energies_kev, electrons_per_pixel: of the stack, where the file does not tell.
+
+    Returns:
+        Probability of Cu, float32 [y, x, z].
+
+    Raises:
+        FileNotFoundError, OSError: stack or network missing or damaged, or the disk is full.
+        ValueError: the stack is not what the network was trained on; one line.
+    """
+    stack = imageio.read_stack(
+        stack_path, beam_energies_kev=beam_energies_kev, electrons_per_pixel=electrons_per_pixel
+    )
+    export = checkpoint.load_export(export_path)
+    check_fits(stack, export)
+    probability = cu_probability(export, stack.counts[None], stack.electrons_per_pixel)[0]
+    about = {"checkpoint_sha256": _checksum(export_path), "assumptions": assumptions(stack, export)}
+    about["version"] = bsevox_jax.__version__
+    if parallel.is_main_process():
+        with imageio.whole_files(output_dir) as folder:
+            imageio.write_volume(folder, probability, VOXEL_NM, stack, about)
+            model = export.config["model"]["name"]
+            title = f"{os.path.basename(stack_path)}, reconstructed by {model} trained on {export.dataset}"
+            report.picture(os.path.join(folder, "picture.png"), stack, probability, VOXEL_NM, title=title)
+    return probability
+
+
+def check_fits(stack: imageio.Stack, export: checkpoint.Export) -> None:
+    """Raises ValueError, in one line, unless the network was trained on such stacks."""
+    check_energies(stack.beam_energies_kev, export)
+    field = sim.phantoms.SHAPE[:2]
+    if stack.counts.shape[:2] != field:
+        raise ValueError(
+            f"the field of view must be that of the network, {field} pixels (y, x) of {VOXEL_NM:g} nm; "
+            f"got {stack.counts.shape[:2]}. Crop or rescale the images."
+        )
+
+
+def check_energies(beam_energies_kev: Sequence[float], export: checkpoint.Export) -> None:
+    """Raises ValueError, in one line, unless the network was trained on these energies."""
+    trained = export.beam_energies_kev
+    if len(trained) != len(beam_energies_kev) or not np.allclose(trained, beam_energies_kev):
+        raise ValueError(
+            f"beam_energies_kev must be those of the network, {_listed(trained)}; "
+            f"got {_listed(beam_energies_kev)}. Take these images, or train on these energies."
+        )
+
+
+def assumptions(stack: imageio.Stack, export: checkpoint.Export) -> list[str]:
+    """What a reconstruction takes for granted, as sentences for the one who uses it."""
+    lines = [
+        f"pixels and voxels of {VOXEL_NM:g} nm, normal incidence, no charging, drift or contamination",
+        "counts are electrons above 50 eV in all backward directions, with no gain and no offset",
+        f"the specimen is like those of {export.dataset}: Cu in Si under vacuum",
+        "the probability is the network's own and has not been calibrated",
+    ]
+    if stack.electrons_per_pixel != export.electrons_per_pixel:
+        lines.append(
+            f"the dose, {stack.electrons_per_pixel} electrons per pixel, is not that of training, "
+            f"{export.electrons_per_pixel}: noise and errors differ"
+        )
+    return lines
+
+
+def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_pixel: int) -> np.ndarray:
+    """The network's probability of Cu, computed on all devices.
+
+    Args:
+        export: the network.
+        counts: [n, y, x, e] integers; every process passes all of them.
+        electrons_per_pixel: dose of the counts.
+
+    Returns:
+        float32 [n, y, x, z].
+    """
+    network = models.build(**export.config["model"])
+
+    def predict(weights, counts):
+        logits = network.apply(weights, export.normalisation(counts, electrons_per_pixel), train=False)
+        return lax.all_gather(metrics.cu_probability(logits), parallel.AXIS, tiled=True)
+
+    mapped, weights = parallel.map_evaluation(predict), parallel.replicate(export.weights)
+    devices = jax.device_count()
+    batch = devices * min(ROWS_PER_DEVICE, -(-len(counts) // devices))
+    volumes = []
+    for start in range(0, len(counts), batch):
+        rows = np.arange(start, start + batch)[parallel.local_rows(batch)] % len(
+            counts
+        )  # the last is filled up
+        volumes.append(parallel.unreplicate(mapped(weights, parallel.shard(counts[rows]))))
+    return np.concatenate(volumes)[: len(counts)].astype(np.float32)
+
+
+def _checksum(export_path: str) -> str:
+    with open(os.path.join(os.path.expanduser(export_path), "config.json")) as file:
+        return json.load(file)["sha256"]
+
+
+def _listed(energies) -> str:
+    return ", ".join(f"{energy:g}" for energy in energies)

@@ -1,0 +1,158 @@
+"""The command line: trains, evaluates, reconstructs or simulates.
+
+python launch.py --config=configs/quickstart.py --workdir=runs/demo
+python launch.py --config=configs/quickstart.py --workdir=runs/demo --mode=evaluate
+python launch.py --mode=simulate --input=nanocube:2 --electrons_per_pixel=1000 --output=cube
+python launch.py --mode=reconstruct --input=cube/stack.tif --checkpoint=runs/demo/export --output=cube
+"""
+
+import os
+import sys
+
+# XLA warns, in kilobytes, that its own pseudo-features of the processor are missing in code from the cache.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from bsevox_jax import parallel
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+
+
+def train(options) -> None:
+    from bsevox_jax.train import train
+
+    train(options.config, options.workdir)
+
+
+def evaluate(options) -> None:
+    from bsevox_jax.evaluate import evaluate
+
+    evaluate(options.config, options.workdir)
+
+
+def reconstruct(options) -> None:
+    from bsevox_jax.reconstruct import reconstruct
+
+    reconstruct(options.input, options.checkpoint, options.output, **_dose_and_energies(options))
+    print(f"volume.npz, volume.tif and picture.png are in {options.output}")
+
+
+def simulate(options) -> None:
+    from bsevox_jax.simulate import simulate
+
+    simulate(options.input, options.output, **_dose_and_energies(options))
+    print(f"stack.npz, stack.tif and labels.npy are in {options.output}")
+
+
+MODES = {  # and the flags they need
+    "train": (train, ("config", "workdir")),
+    "evaluate": (evaluate, ("config", "workdir")),
+    "reconstruct": (reconstruct, ("input", "checkpoint", "output")),
+    "simulate": (simulate, ("input", "output", "electrons_per_pixel")),
+}
+
+
+FLAGS = (  # name, kind, default, help
+    ("workdir", flags.DEFINE_string, None, "Train, evaluate: folder of the run."),
+    ("input", flags.DEFINE_string, None, "Reconstruct: stack .npz, .npy or .tif. Simulate: .npy, .npz, "
+     "or a phantom nanocube:<position>, nanowire:<radius_nm>[:<axis>], random:<seed>."),
+    ("checkpoint", flags.DEFINE_string, None, "Reconstruct: exported network, <workdir>/export."),
+    ("output", flags.DEFINE_string, None, "Reconstruct, simulate: folder of the results."),
+    ("beam_energies_kev", flags.DEFINE_list, None, "Reconstruct, simulate: ascending, as 0.5,1,1.5."),
+    ("electrons_per_pixel", flags.DEFINE_integer, None, "Reconstruct, simulate: dose per energy."),
+    ("coordinator", flags.DEFINE_string, "", "host:port of the first of several processes."),
+    ("processes", flags.DEFINE_integer, 0, "Number of processes."),
+    ("process", flags.DEFINE_integer, -1, "Index of this process."),
+)  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one mode; returns the exit code, 2 after an error told in one line."""
+    try:
+        options = _parse(arguments)
+        if options is None:
+            return 0
+        mode, needed = MODES[options.mode]
+        if missing := [name for name in needed if getattr(options, name) is None]:
+            raise ValueError(f"--mode={options.mode} needs --{missing[0]}; got none. Give it, or see --help.")
+        parallel.start(options.coordinator, options.processes, options.process)
+        _turn_on_compilation_cache()
+        mode(options)
+        return 0
+    except (ValueError, OSError, flags.Error) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _one_line(error):
+    # str() of an OSError with a number and no file puts "[Errno 28]" before the message.
+    message = error.strerror if isinstance(error, OSError) and not error.filename else None
+    return " ".join(str(message or error).split())
+
+
+def _parse(arguments):
+    """The flags, or None if only help was asked for."""
+    arguments = ["launch.py", *map(_resolve_config, arguments)]
+    options = flags.FlagValues()  # not the global ones, so that main can be called again
+    flags.DEFINE_enum("mode", "train", list(MODES), "What to do.", flag_values=options)
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Configuration, as configs/quickstart.py; --config.key=value sets a key.",
+        flag_values=options,
+        sys_argv=arguments,
+    )
+    for name, define, default, about in FLAGS:
+        define(name, default, about, flag_values=options)
+    flags.DEFINE_bool("help", False, "Prints this.", flag_values=options)
+    try:
+        stray = options(arguments)[1:]
+    except (AttributeError, KeyError) as error:  # of a locked configuration
+        while isinstance(error.args[0], Exception):
+            error = error.args[0]
+        raise ValueError(f"--config.key must be a key of the configuration; got {error.args[0]}") from error
+    if stray:
+        raise ValueError(f"flags only, as in --mode=evaluate; got {stray[0]}.")
+    if options.help:
+        names = ("mode", "config", *(name for name, *_ in FLAGS))
+        print(__doc__, *(f"--{name}: {options[name].help}" for name in names), sep="\n")
+    return None if options.help else options
+
+
+def _resolve_config(argument):
+    """`--config=path` with the path as given, or else below this repository."""
+    name, _, path = argument.partition("=")
+    if name.lstrip("-") != "config" or not path:
+        return argument
+    for candidate in (path, os.path.join(ROOT, path)):
+        if os.path.isfile(candidate):
+            return f"{name}={candidate}"
+    raise FileNotFoundError(f"the configuration must exist; got {path}. Give one of configs/*.py.")
+
+
+def _dose_and_energies(options):
+    """Those of the two flags that were given."""
+    given = {}
+    if options.electrons_per_pixel is not None:
+        given["electrons_per_pixel"] = options.electrons_per_pixel
+    if options.beam_energies_kev is not None:
+        try:
+            given["beam_energies_kev"] = [float(energy) for energy in options.beam_energies_kev]
+        except ValueError as error:
+            raise ValueError(
+                f"beam_energies_kev must be numbers; got {options.beam_energies_kev}. Give e.g. 0.5,1,1.5."
+            ) from error
+    return given
+
+
+def _turn_on_compilation_cache():
+    """Compiled programs are kept, unless the environment names another folder for them."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.join(ROOT, ".jax_cache"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

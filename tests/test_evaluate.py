@@ -1,0 +1,97 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import small_export
+
+from bsevox_jax import checkpoint, data, sim
+from bsevox_jax.evaluate import evaluate, iou_cu
+from bsevox_jax.reconstruct import cu_probability
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Folder with data set and run, the config, the splits, and what evaluate returned."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    config, splits = small_export.write(folder)
+    return folder, config, splits, evaluate(config, str(folder / "run"))
+
+
+def iou(predicted, true):
+    return (predicted & true).sum() / (predicted | true).sum()
+
+
+def test_metrics_file_holds_what_was_returned(evaluated):
+    folder, _, _, results = evaluated
+    assert json.loads((folder / "run" / "metrics.json").read_text()) == results
+    assert sorted(os.listdir(folder / "run")) == ["export", "metrics.json", "picture.png"]
+    assert {k: list(results[k]) for k in ("nanocube", "nanowire", "nanowire_lying")} == {
+        "nanocube": ["1", "2", "3", "4"],
+        "nanowire": ["2", "4", "6", "8", "10"],
+        "nanowire_lying": ["2", "4", "6", "8", "10"],
+    }
+    assert results["test_specimens"] == 7 and results["electrons_per_pixel"] == small_export.DOSE
+    assert results["data_set"] == "boxes" and results["device"].startswith("4 x ")
+
+
+def test_test_split_is_measured_on_its_own(evaluated):
+    folder, _, splits, results = evaluated
+    export = checkpoint.load_export(str(folder / "run" / "export"))
+    predicted = cu_probability(export, splits["test"].counts, small_export.DOSE) > 0.5
+    true = splits["test"].labels == 2
+    assert results["iou_cu_mean"] == pytest.approx(
+        np.mean([iou(p, t) for p, t in zip(predicted, true, strict=True)])
+    )
+    assert results["iou_cu_pooled"] == pytest.approx(iou(predicted, true))
+    assert 0 < results["iou_cu_mean"] < 1
+    wrong = (predicted != true).sum((1, 2, 3))
+    assert results["mre"] == pytest.approx(np.sqrt(2 * wrong / 8000).mean())
+
+
+@pytest.mark.parametrize(
+    "series, name, labels",
+    [
+        ("nanocube", "3", sim.phantoms.nanocube(3)),
+        ("nanowire", "10", sim.phantoms.nanowire(10)),
+        ("nanowire_lying", "6", sim.phantoms.nanowire(6, "x")),
+    ],
+)
+def test_structure_is_simulated_at_the_dose_of_the_data_set(evaluated, series, name, labels):
+    folder, _, _, results = evaluated
+    export = checkpoint.load_export(str(folder / "run" / "export"))
+    number = 300_000_000 + {"nanocube": 2, "nanowire": 8, "nanowire_lying": 11}[series]
+    images = sim.simulate_bse(labels, electrons_per_pixel=small_export.DOSE, specimen_ids=[number])
+    predicted = cu_probability(export, images.counts[None], small_export.DOSE)[0] > 0.5
+    assert results[series][name] == pytest.approx(iou(predicted, np.asarray(labels) == 2))
+
+
+def test_simulated_structures_are_kept_and_damaged_ones_made_again(evaluated, capsys):
+    folder, config, _, results = evaluated
+    (path,) = (folder / "test_structures").iterdir()
+    content, written = path.read_bytes(), path.stat().st_mtime_ns
+    assert evaluate(config, str(folder / "run")) == results
+    assert path.stat().st_mtime_ns == written and "simulating" not in capsys.readouterr().out
+    path.write_bytes(content[:5000])
+    assert evaluate(config, str(folder / "run")) == results
+    with np.load(path) as file:
+        assert file["counts"].shape == (14, 20, 20, 20)
+
+
+def test_perfect_probabilities_have_iou_one():
+    labels = np.stack([np.asarray(sim.phantoms.nanocube(p)) for p in (1, 2)])
+    assert iou_cu((labels == 2).astype(np.float32), labels) == [1.0, 1.0]
+    assert iou_cu((labels[::-1] == 2).astype(np.float32), labels) == [0.0, 0.0]
+
+
+def test_data_set_of_other_energies_is_refused(evaluated, tmp_path):
+    folder, config, splits, _ = evaluated
+    other = {
+        split: data.Examples(e.counts[..., :3], e.labels, e.electrons_per_pixel, (1.0, 2.0, 3.0), "other")
+        for split, e in splits.items()
+    }
+    data.save_npz(str(tmp_path / "small.npz"), other)
+    config = small_export.get_config(tmp_path)
+    with pytest.raises(ValueError, match="must be those of the network, 0.5, 1, .*; got 1, 2, 3"):
+        evaluate(config, str(folder / "run"))
+    assert os.listdir(tmp_path) == ["small.npz"]

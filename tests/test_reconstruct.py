@@ -1,0 +1,88 @@
+import os
+
+import jax
+import numpy as np
+import pytest
+import small_export
+import tifffile
+
+from bsevox_jax import checkpoint, imageio, models, sim
+from bsevox_jax.reconstruct import cu_probability, reconstruct
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the data set small.npz, the network run/export, and the first test images as a stack."""
+    folder = tmp_path_factory.mktemp("reconstruct")
+    _, splits = small_export.write(folder)
+    test = splits["test"]
+    stack = imageio.Stack(test.counts[0].astype(np.int32), test.beam_energies_kev, test.electrons_per_pixel)
+    with imageio.whole_files(folder) as unfinished:
+        imageio.write_stack(unfinished, stack)
+    np.save(folder / "stack.npy", stack.counts)
+    return folder
+
+
+GIVEN = {"beam_energies_kev": sim.PAPER_ENERGIES_KEV, "electrons_per_pixel": small_export.DOSE}
+
+
+@pytest.mark.parametrize("name, given", [("stack.npz", {}), ("stack.tif", {}), ("stack.npy", GIVEN)])
+def test_every_format_gives_the_network_applied_to_the_yields(folder, tmp_path, name, given):
+    export = checkpoint.load_export(str(folder / "run" / "export"))
+    counts = np.load(folder / "stack.npy")
+    network = models.build(**export.config["model"])
+    yields = counts[None] / small_export.DOSE
+    inputs = (yields - export.normalisation.mean) / export.normalisation.std
+    logits = np.asarray(network.apply(export.weights, inputs.astype(np.float32), train=False))[0]
+    expected = 1 / (1 + np.exp(logits[..., 0] - logits[..., 1]))
+
+    reconstruct(str(folder / name), str(folder / "run" / "export"), str(tmp_path / "out"), **given)
+    assert sorted(os.listdir(tmp_path / "out")) == ["picture.png", "volume.npz", "volume.tif"]
+    with np.load(tmp_path / "out" / "volume.npz") as volume:
+        np.testing.assert_allclose(volume["probability"], expected, atol=1e-5)
+        assert volume["probability"].dtype == np.float32
+        np.testing.assert_array_equal(volume["labels"], volume["probability"] > 0.5)
+        np.testing.assert_array_equal(volume["beam_energies_kev"], sim.PAPER_ENERGIES_KEV)
+        assert volume["electrons_per_pixel"] == small_export.DOSE
+        assert len(str(volume["checkpoint_sha256"])) == 64
+        assert not any("dose" in line for line in volume["assumptions"])
+        zyx = np.transpose(volume["probability"], (2, 0, 1))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "volume.tif"), zyx)
+
+
+def test_volumes_do_not_depend_on_what_else_is_in_the_batch(folder):
+    export = checkpoint.load_export(str(folder / "run" / "export"))
+    counts = small_export.examples(37, 0).counts  # more than one batch, the last one not full
+    together = cu_probability(export, counts, small_export.DOSE)
+    alone = np.concatenate(
+        [cu_probability(export, counts[k : k + 1], small_export.DOSE) for k in (0, 31, 36)]
+    )
+    assert together.shape == (37, 20, 20, 20) and jax.device_count() == 4
+    np.testing.assert_allclose(together[[0, 31, 36]], alone, atol=1e-5)
+
+
+def test_other_dose_is_told_as_an_assumption(folder, tmp_path):
+    given = GIVEN | {"electrons_per_pixel": 12}
+    reconstruct(str(folder / "stack.npy"), str(folder / "run" / "export"), str(tmp_path), **given)
+    with np.load(tmp_path / "volume.npz") as volume:
+        assert any("12 electrons per pixel, is not that of training, 6" in a for a in volume["assumptions"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c, e: (c[:12], e), r"field of view must be .*\(20, 20\).*; got \(12, 20\)"),
+        (
+            lambda c, e: (c, e[:-1] + (11.0,)),
+            r"must be those of the network, 0.5, 1, .*; got 0.5, 1, .*, 11\.",
+        ),
+        (lambda c, e: (c[..., 1:], e[1:]), "must be those of the network, 0.5, 1, .*; got 1, 1.5"),
+    ],
+)
+def test_stack_that_does_not_fit_the_network_is_refused(folder, tmp_path, change, message):
+    counts, energies = change(np.load(folder / "stack.npy"), sim.PAPER_ENERGIES_KEV)
+    np.save(tmp_path / "a.npy", counts)
+    given = GIVEN | {"beam_energies_kev": energies}
+    with pytest.raises(ValueError, match=message) as error:
+        reconstruct(str(tmp_path / "a.npy"), str(folder / "run" / "export"), str(tmp_path / "out"), **given)
+    assert "\n" not in str(error.value) and os.listdir(tmp_path) == ["a.npy"]
