@@ -160,6 +160,7 @@ def test_stack_is_deep_enough_for_the_highest_energy():
         ({"beam_energies_kev": (30.0,)}, "beam_energies_kev must lie in"),
         ({"seed": -1}, "seed must be a whole number"),
         ({"specimen_ids": [1, 2]}, "specimen_ids must name each specimen"),
+        ({"specimen_ids": [-1]}, "specimen_ids must be whole numbers"),
     ],
 )
 def test_bad_options_are_refused_with_the_rule(options, rule):

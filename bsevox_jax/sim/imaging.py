@@ -89,28 +89,18 @@ def simulate_bse(
         ValueError: for a broken specimen, energy or number; one line.
     """
     specimen = check_specimen(labels if isinstance(labels, Specimen) else Specimen(labels))
-    energies = _check_energies(beam_energies_kev, cross_sections := cross_sections or tables.shipped())
-    for name, value, low in (("electrons_per_pixel", electrons_per_pixel, 1), ("seed", seed, 0)):
-        if value != int(value) or not low <= value < 2**31:
-            raise ValueError(f"{name} must be a whole number from {low} to 2**31 - 1; got {value}.")
+    cross_sections = cross_sections or tables.shipped()
+    energies = _check_energies(beam_energies_kev, cross_sections)
+    _check_whole("electrons_per_pixel", electrons_per_pixel, 1)
+    _check_whole("seed", seed, 0)
     leading, volume = specimen.labels.shape[:-3], specimen.labels.shape[-3:]
     batch = specimen.labels.reshape(-1, *volume)
-    ids = np.arange(len(batch)) if specimen_ids is None else np.asarray(specimen_ids).reshape(-1)
-    if len(ids) != len(batch):
-        raise ValueError(
-            f"specimen_ids must name each specimen; got {len(ids)} ids for {len(batch)} specimens."
-        )
-
-    devices = devices or jax.local_devices()
-    on_cpu = devices[0].platform == "cpu"
-    lanes = lanes or (LANES_CPU if on_cpu else LANES_ACCELERATOR)
-    # A walk on a CPU runs on one core; as many chunks run at once as there are cores.
-    workers = os.cpu_count() if on_cpu else len(devices)
-    cells_per_specimen = len(energies) * volume[0] * volume[1]
-    size = specimens_per_chunk or max(1, CELLS_PER_LANE * lanes // cells_per_specimen)
-    size = min(size, -(-len(batch) // workers))
-    num_lanes = min(lanes, size * cells_per_specimen)
+    ids = _check_ids(specimen_ids, len(batch))
     cross_sections = cross_sections.select(specimen.materials)
+    devices = devices or jax.local_devices()
+    workers, lanes, size = _cut(
+        devices, len(batch), len(energies) * volume[0] * volume[1], lanes, specimens_per_chunk
+    )
 
     def walk_chunk(number):
         chosen = slice(number * size, (number + 1) * size)
@@ -119,18 +109,49 @@ def simulate_bse(
         words[: len(ids[chosen])] = tracking_words(batch[chosen])
         placed = (words, cross_sections, cells, np.bool_(secondaries))
         placed = jax.device_put(placed, devices[number % len(devices)])
-        counts, steps = _walk(*placed, specimen.voxel_nm, num_lanes)
-        return np.asarray(counts), int(steps)
+        counts, steps = _walk(*placed, specimen.voxel_nm, lanes)
+        return np.asarray(counts), np.asarray(steps).sum(dtype=np.int64)
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         counts, steps = zip(*pool.map(walk_chunk, range(-(-len(batch) // size))), strict=True)
     counts = np.concatenate(counts, axis=1)[:, : len(batch)]
-    return _images(counts, leading, electrons_per_pixel, energies, sum(steps))
+    return _images(counts, leading, electrons_per_pixel, energies, int(sum(steps)))
+
+
+def _cut(devices, specimens, cells_per_specimen, lanes, specimens_per_chunk) -> tuple[int, int, int]:
+    """Chunks walked at once, lanes of each, and specimens of each.
+
+    A walk on a CPU runs on one core, so as many chunks run at once as there are cores.
+    """
+    on_cpu = devices[0].platform == "cpu"
+    workers = (os.cpu_count() or 1) if on_cpu else len(devices)
+    lanes = lanes or (LANES_CPU if on_cpu else LANES_ACCELERATOR)
+    size = specimens_per_chunk or max(1, CELLS_PER_LANE * lanes // cells_per_specimen)
+    size = min(size, -(-specimens // workers))
+    return workers, min(lanes, size * cells_per_specimen), size
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _walk(words, cross_sections, cells, secondaries, voxel_nm, num_lanes):
     return walk(medium(words, cross_sections, voxel_nm), cells, secondaries, num_lanes)
+
+
+def _check_whole(name: str, value, low: int) -> None:
+    if value != int(value) or not low <= value < 2**31:
+        raise ValueError(f"{name} must be a whole number from {low} to 2**31 - 1; got {value}.")
+
+
+def _check_ids(specimen_ids, specimens: int) -> np.ndarray:
+    ids = np.arange(specimens) if specimen_ids is None else np.asarray(specimen_ids).reshape(-1)
+    if len(ids) != specimens:
+        raise ValueError(
+            f"specimen_ids must name each specimen; got {len(ids)} ids for {specimens} specimens."
+        )
+    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
+        raise ValueError(
+            f"specimen_ids must be whole numbers from 0 to 2**32 - 1; got {ids.min()} to {ids.max()}."
+        )
+    return ids
 
 
 def _check_energies(beam_energies_kev, cross_sections) -> tuple[float, ...]:
@@ -147,12 +168,12 @@ def _cells(energies, ids, size, seed, first_electron, electrons) -> Cells:
     """Work of one chunk of `size` specimens, of which the first `len(ids)` are real."""
     padded = np.zeros(size, np.uint32)
     padded[: len(ids)] = ids
-    energies_mev = np.round(np.asarray(energies) * 1e6).astype(np.uint32)  # milli-electronvolt
+    millielectronvolts = np.round(np.asarray(energies) * 1e6).astype(np.uint32)
     shape = (len(energies), size)
     key = pcg3d(
         jnp.full(shape, seed, jnp.uint32),
         jnp.broadcast_to(jnp.asarray(padded)[None, :], shape),
-        jnp.broadcast_to(jnp.asarray(energies_mev)[:, None], shape),
+        jnp.broadcast_to(jnp.asarray(millielectronvolts)[:, None], shape),
     )
     return Cells(
         num_specimens=jnp.int32(len(ids)),

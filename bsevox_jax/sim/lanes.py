@@ -79,7 +79,7 @@ def walk(medium: Medium, cells: Cells, secondaries, num_lanes: int):
         num_lanes: electrons in flight.
 
     Returns:
-        int32 [e, specimen, y, x, fate] counts of electrons by FATES, and the number of lane steps taken.
+        Counts of electrons by FATES, int32 [e, specimen, y, x, fate], and steps of each lane, int32 [lanes].
     """
     ny, nx, _ = medium.shape
     num_energies, num_specimens = cells.keys.shape[:2]
@@ -103,7 +103,7 @@ def walk(medium: Medium, cells: Cells, secondaries, num_lanes: int):
 
     lanes, _, counts = jax.lax.while_loop(unfinished, body, (_idle_lanes(num_lanes), jnp.int32(0), counts))
     counts = _store(counts, lanes, ~lanes.flying)
-    return counts.reshape(num_energies, num_specimens, ny, nx, len(FATES)), lanes.steps.sum()
+    return counts.reshape(num_energies, num_specimens, ny, nx, len(FATES)), lanes.steps
 
 
 def _step(medium: Medium, lanes: Lanes, secondaries) -> Lanes:
