@@ -155,4 +155,6 @@ def _turn_on_compilation_cache():
 
 
 if __name__ == "__main__":
+    # A failed write ends in several threads; TensorStore's print the traceback of what the error line says.
+    sys.unraisablehook = lambda failure: None
     sys.exit(main(sys.argv[1:]))

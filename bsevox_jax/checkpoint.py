@@ -6,9 +6,13 @@ Trees are saved as host arrays: what one machine wrote, any number of devices ca
 
 import contextlib
 import dataclasses
+import errno
+import functools
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -16,19 +20,31 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 import bsevox_jax
 from bsevox_jax import parallel
 from bsevox_jax.data import Examples, Normalisation
 
+OVERHEAD = 4096  # bytes on disk per leaf, for its metadata and unfilled blocks
+
 
 class Store:
-    """A folder with one checkpoint, the newest saved; older ones are deleted once it is complete."""
+    """A folder with one checkpoint, the newest saved; older ones are deleted once it is complete.
+
+    The folder is made when it is first asked for a step.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)  # Orbax fails late on relative paths
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.path, options=options)
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(self.path, options=options)
 
     @property
     def step(self) -> int | None:
@@ -38,17 +54,33 @@ class Store:
     def save(self, step: int, tree: Any, meta: dict) -> None:
         """Starts to save a tree of host arrays and a JSON-able dict; every process must call it.
 
-        Returns before the files are complete; a process killed meanwhile leaves the previous checkpoint.
-        Saving a step again does nothing, because a resumed run repeats its steps exactly.
+        Training goes on while threads write; the next `save`, `restore`, `wait` or `close` waits for them. A
+        process killed meanwhile leaves the previous checkpoint. Saving a step again does nothing, because a
+        resumed run repeats its steps exactly.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written, by this save or the one before; the
+                previous checkpoint remains.
         """
+        self.wait()
         leaves = _named_leaves(tree)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(leaves),
-                meta=ocp.args.JsonSave({**meta, "sha256": _digest(leaves)}),
-            ),
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(leaves),
+            meta=ocp.args.JsonSave({**meta, "sha256": _digest(leaves)}),
         )
+        with self._whole_or_nothing():
+            _make_folder(self.path, leaves)
+            self._manager.save(step, args=args)
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk; raises OSError, in one line, if it cannot be."""
+        if "_manager" in vars(self):
+            with self._whole_or_nothing():
+                self._manager.wait_until_finished()
+
+    def _whole_or_nothing(self):
+        unfinished = os.path.join(self.path, "*.orbax-checkpoint-tmp")
+        return _whole_or_nothing(self.path, unfinished, lambda: vars(self).pop("_manager").close())
 
     def restore(self, like: Any) -> tuple[Any, dict]:
         """The saved tree, in the structure of `like`, and the dict.
@@ -58,7 +90,7 @@ class Store:
             OSError: the files are damaged.
             ValueError: the checkpoint has other leaves than `like`.
         """
-        self._manager.wait_until_finished()
+        self.wait()
         if self.step is None:
             raise FileNotFoundError(f"a checkpoint must exist; got the empty {self.path}. Train first.")
         with _damage_as_oserror(self.path):
@@ -78,9 +110,10 @@ class Store:
         ), restored.meta
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the last save and ends the threads."""
+        self.wait()
+        if "_manager" in vars(self):
+            self._manager.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +125,22 @@ class Export:
         config: the resolved configuration, plain dicts; `models.build(**config["model"])` is the network.
         normalisation: of the yields, [e].
         beam_energies_kev: [e] the images must have been taken at.
+        field: (y, x) pixels of the training images.
         electrons_per_pixel: dose of the training images.
         dataset: name of the training set.
         version: of this package when it trained.
+        sha256: of weights and normalisation.
     """
 
     weights: dict
     config: dict
     normalisation: Normalisation
     beam_energies_kev: tuple[float, ...]
+    field: tuple[int, int]
     electrons_per_pixel: int
     dataset: str
     version: str
+    sha256: str
 
 
 def export(path: str, weights: dict, config: dict, normalisation: Normalisation, examples: Examples) -> None:
@@ -114,31 +151,36 @@ def export(path: str, weights: dict, config: dict, normalisation: Normalisation,
         weights: {"params", "batch_stats"}, host arrays.
         config: the resolved configuration, JSON-able.
         normalisation: of the inputs.
-        examples: a split of the training set, for its energies, dose and name.
+        examples: a split of the training set, for its energies, field of view, dose and name.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; an earlier export remains.
     """
     path = os.path.abspath(path)
     temporary = f"{path}.tmp"
-    checkpointer = ocp.StandardCheckpointer()
-    checkpointer.save(os.path.join(temporary, "weights"), weights, force=True)
-    checkpointer.wait_until_finished()
-    checkpointer.close()
-    if not parallel.is_main_process():
-        return
     statistics = {"mean": normalisation.mean, "std": normalisation.std}
+    leaves = _named_leaves({"weights": weights, **statistics})
     about = {
         "config": config,
         "normalisation": {name: np.asarray(value).tolist() for name, value in statistics.items()},
         "beam_energies_kev": list(examples.beam_energies_kev),
+        "field": list(examples.counts.shape[1:3]),
         "electrons_per_pixel": examples.electrons_per_pixel,
         "dataset": examples.name,
         "version": bsevox_jax.__version__,
-        "sha256": _digest(_named_leaves({"weights": weights, **statistics})),
+        "sha256": _digest(leaves),
     }
-    with open(os.path.join(temporary, "config.json"), "w") as file:
-        json.dump(about, file, indent=1)
-    if os.path.exists(path):
-        shutil.rmtree(path)
-    os.replace(temporary, path)
+    with _whole_or_nothing(path, temporary):
+        _make_folder(temporary, leaves)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(os.path.join(temporary, "weights"), weights, force=True)
+        if not parallel.is_main_process():
+            return
+        with open(os.path.join(temporary, "config.json"), "w") as file:
+            json.dump(about, file, indent=1)
+        if os.path.exists(path):
+            shutil.rmtree(path)
+        os.replace(temporary, path)
 
 
 def load_export(path: str) -> Export:
@@ -167,9 +209,11 @@ def load_export(path: str) -> Export:
             config=about["config"],
             normalisation=Normalisation(**statistics),
             beam_energies_kev=tuple(about["beam_energies_kev"]),
+            field=tuple(about["field"]),
             electrons_per_pixel=about["electrons_per_pixel"],
             dataset=about["dataset"],
             version=about["version"],
+            sha256=about["sha256"],
         )
 
 
@@ -193,12 +237,44 @@ def _verify(leaves: dict[str, np.ndarray], sha256: str) -> None:
         raise OSError("the weights do not match their checksum")
 
 
+def _make_folder(folder: str, leaves: dict[str, np.ndarray]) -> None:
+    """Raises OSError without room for the leaves: half-way, TensorStore's threads would print tracebacks."""
+    os.makedirs(folder, exist_ok=True)
+    if shutil.disk_usage(folder).free < sum(leaf.nbytes + OVERHEAD for leaf in leaves.values()):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(path: str, unfinished: str, settle=lambda: None) -> Iterator[None]:
+    """Raises whatever fails as one OSError, and removes the folders of the pattern `unfinished`.
+
+    `settle` ends the threads that write into them.
+    """
+    logging.set_verbosity(logging.FATAL)  # each thread of Orbax logs the traceback of what is raised below
+    try:
+        yield
+    except Exception as error:  # TensorStore tells a full disk by a ValueError
+        with contextlib.suppress(Exception):
+            settle()
+        for folder in glob.glob(unfinished):
+            shutil.rmtree(folder, ignore_errors=True)
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or _brief(error)
+        raise OSError(
+            f"a checkpoint must be writable; got {reason!r} in {path}. Free some space or choose another "
+            "workdir; the same command resumes from the last checkpoint."
+        ) from error
+
+
 @contextlib.contextmanager
 def _damage_as_oserror(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged file can fail at any depth of Orbax, with any type
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise OSError(
-            f"the checkpoint must be whole; got {reason!r} in {path}. Restore a copy or delete it."
+            f"the checkpoint must be whole; got {_brief(error)!r} in {path}. Restore a copy or delete it."
         ) from error
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -99,6 +99,7 @@ def load(data_dir: str, config_name: str) -> dict[str, Examples]:
 
     Raises:
         FileNotFoundError: the `.npz` does not exist.
+        OSError: the data set is damaged, or cannot be written.
         ValueError: unknown configuration, or arrays that do not fit together.
     """
     data_dir = os.path.expanduser(data_dir)
@@ -147,17 +148,20 @@ def save_npz(path: str, splits: dict[str, Examples]) -> None:
 def _load_npz(path: str) -> dict[str, Examples]:
     if not os.path.exists(path):
         raise FileNotFoundError(f"the data set must exist; got {path}. Correct data.data_dir or data.config.")
-    with np.load(path) as file:
-        about = {
-            "electrons_per_pixel": int(file["electrons_per_pixel"]),
-            "beam_energies_kev": tuple(file["beam_energies_kev"].tolist()),
-            "name": str(file["name"]),
-        }
-        return {
-            s: Examples(file[f"{s}_counts"], file[f"{s}_labels"], **about)
-            for s in SPLITS
-            if f"{s}_counts" in file
-        }
+    try:
+        with np.load(path) as file:
+            about = {
+                "electrons_per_pixel": int(file["electrons_per_pixel"]),
+                "beam_energies_kev": tuple(file["beam_energies_kev"].tolist()),
+                "name": str(file["name"]),
+            }
+            arrays = {s: (file[f"{s}_counts"], file[f"{s}_labels"]) for s in SPLITS}
+    except Exception as error:  # a damaged archive may raise anything
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise OSError(
+            f"the data set must be whole; got {reason!r} in {path}. Restore a copy or write it anew."
+        ) from error
+    return {s: Examples(*pair, **about) for s, pair in arrays.items()}
 
 
 def epoch_batches(

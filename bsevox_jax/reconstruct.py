@@ -1,6 +1,5 @@
 """From an image stack to a Cu volume, with a trained network on any number of devices."""
 
-import json
 import os
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ import numpy as np
 from jax import lax
 
 import bsevox_jax
-from bsevox_jax import checkpoint, imageio, metrics, models, parallel, report, sim
+from bsevox_jax import checkpoint, imageio, metrics, models, parallel, report
 
 VOXEL_NM = 1.0  # of the simulated training data, and so of every network yet
 ROWS_PER_DEVICE = 8
@@ -44,7 +43,7 @@ def reconstruct(
     export = checkpoint.load_export(export_path)
     check_fits(stack, export)
     probability = cu_probability(export, stack.counts[None], stack.electrons_per_pixel)[0]
-    about = {"checkpoint_sha256": _checksum(export_path), "assumptions": assumptions(stack, export)}
+    about = {"checkpoint_sha256": export.sha256, "assumptions": assumptions(stack, export)}
     about["version"] = bsevox_jax.__version__
     if parallel.is_main_process():
         with imageio.whole_files(output_dir) as folder:
@@ -58,11 +57,10 @@ def reconstruct(
 def check_fits(stack: imageio.Stack, export: checkpoint.Export) -> None:
     """Raises ValueError, in one line, unless the network was trained on such stacks."""
     check_energies(stack.beam_energies_kev, export)
-    field = sim.phantoms.SHAPE[:2]
-    if stack.counts.shape[:2] != field:
+    if stack.counts.shape[:2] != export.field:
         raise ValueError(
-            f"the field of view must be that of the network, {field} pixels (y, x) of {VOXEL_NM:g} nm; "
-            f"got {stack.counts.shape[:2]}. Crop or rescale the images."
+            f"the field of view must be that of the network, {export.field} pixels (y, x) of "
+            f"{VOXEL_NM:g} nm; got {stack.counts.shape[:2]}. Crop or rescale the images."
         )
 
 
@@ -119,11 +117,6 @@ def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_
         )  # the last is filled up
         volumes.append(parallel.unreplicate(mapped(weights, parallel.shard(counts[rows]))))
     return np.concatenate(volumes)[: len(counts)].astype(np.float32)
-
-
-def _checksum(export_path: str) -> str:
-    with open(os.path.join(os.path.expanduser(export_path), "config.json")) as file:
-        return json.load(file)["sha256"]
 
 
 def _listed(energies) -> str:

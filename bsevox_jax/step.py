@@ -161,6 +161,21 @@ def make_evaluation(network: Any, loss: Callable, normalisation: data.Normalisat
     return evaluate
 
 
+def trace(network: Any, loss: Callable, augment: Callable, batch: dict) -> None:
+    """Traces the loss of a batch and computes nothing; raises for values that a step could not run with.
+
+    The arguments are those of `make_step`, and a batch of `data.epoch_batches`.
+    """
+    key = jax.random.key(0)
+
+    def value(counts, labels, mask):
+        images, labels = jax.vmap(augment, (None, 0, 0))(key, counts, labels)
+        logits, _ = network.init_with_output(key, images, train=False)
+        return loss(logits, data.copper(labels), mask)
+
+    jax.eval_shape(value, **batch)
+
+
 def measure(evaluate: Callable, weights: Any, batches: Iterable[dict]) -> dict[str, float]:
     """Loss and metrics of a split.
 

@@ -19,7 +19,16 @@ from tqdm import tqdm
 import bsevox_jax
 from bsevox_jax import checkpoint, data, losses, models, parallel
 from bsevox_jax.log import Log
-from bsevox_jax.step import TrainState, begin, init_state, make_evaluation, make_optimiser, make_step, measure
+from bsevox_jax.step import (
+    TrainState,
+    begin,
+    init_state,
+    make_evaluation,
+    make_optimiser,
+    make_step,
+    measure,
+    trace,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +82,19 @@ def train(config: ConfigDict, workdir: str) -> str | None:
 
     Raises:
         ValueError: a value of the config is impossible, or the loss is no longer finite.
-        FileNotFoundError, OSError: data set or checkpoint missing or damaged.
+        FileNotFoundError, OSError: data set or checkpoint missing or damaged, or the disk is full.
     """
     workdir = os.path.abspath(os.path.expanduser(workdir))
     parallel.check_batch_size(config.data.batch_size)
     splits = data.load(config.data.data_dir, config.data.config)
     normalisation = data.normalisation(config.data.normalise, splits["train"])
     network = models.build(**config.model)
-    stop = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop, log = threading.Event(), Log(workdir)
     latest, best = (checkpoint.Store(os.path.join(workdir, name)) for name in ("latest", "best"))
-    log = Log(workdir)
+    run = Run(config, splits, normalisation, network, latest, best, log, stop)
+    _check(run)
+    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        run = Run(config, splits, normalisation, network, latest, best, log, stop)
         state, progress = _start(run)
         for phase in (1, 2):
             if progress.phase < phase:
@@ -93,7 +102,6 @@ def train(config: ConfigDict, workdir: str) -> str | None:
             if progress.phase == phase:
                 state, progress = _run_phase(run, state, progress)
             if progress.batch:
-                latest.close()
                 log.text(
                     f"stopped after step {int(state.step)}; the same command with workdir {workdir} resumes"
                 )
@@ -109,6 +117,16 @@ def train(config: ConfigDict, workdir: str) -> str | None:
             closing.close()
 
 
+def _check(run: Run) -> None:
+    """Raises for a value that either phase could not run with, before anything is written."""
+    if run.config.eval_every_epochs < 1:
+        raise ValueError(f"eval_every_epochs must be from 1; got {run.config.eval_every_epochs}. Use 5.")
+    batch = next(data.epoch_batches(run.splits["train"], 1))
+    for phase in (1, 2):
+        _optimiser(run, phase)
+        trace(run.network, *_loss_and_augmentation(run, phase), batch)
+
+
 def _start(run: Run) -> tuple[TrainState, Progress]:
     """The state to begin with, fresh or of the latest checkpoint, and the opening lines of the log."""
     config, examples = run.config, run.splits["train"]
@@ -118,12 +136,7 @@ def _start(run: Run) -> tuple[TrainState, Progress]:
     if run.latest.step is not None:
         state, meta = run.latest.restore(state)
         progress = Progress(**meta["progress"])
-        before, now = flatten(meta["config"]), flatten(_plain(config))
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                run.log.text(
-                    f"config changed since the checkpoint: {key} {before.get(key)} -> {now.get(key)}"
-                )
+        run.log.changes(meta["config"], _plain(config))
     run.log.begin(int(state.step))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     run.log.text(f"bsevox_jax {bsevox_jax.__version__}, {config.model.name} with {parameters:,} parameters")
@@ -137,10 +150,17 @@ def _start(run: Run) -> tuple[TrainState, Progress]:
 
 
 def _enter_phase(run: Run, state: TrainState, progress: Progress, phase: int) -> tuple[TrainState, Progress]:
-    """The best weights so far with a fresh optimiser; steps go on counting."""
+    """The best weights so far with a fresh optimiser; steps go on counting.
+
+    Saved before phase 2 replaces them, so that a run killed in phase 2 never starts it from its own weights.
+    """
     weights = state.weights if run.best.step is None else run.best.restore(state.weights)[0]
     state = begin(weights["params"], weights["batch_stats"], _optimiser(run, phase)[0], state.step)
-    return state, Progress(phase=phase, best_iou=progress.best_iou)
+    progress = Progress(phase=phase, best_iou=progress.best_iou)
+    if phase == 2:
+        _save(run, state, progress)
+        run.latest.wait()
+    return state, progress
 
 
 def _run_phase(run: Run, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
@@ -159,7 +179,7 @@ def _run_phase(run: Run, state: TrainState, progress: Progress) -> tuple[TrainSt
             started = time.time()
             state, progress, outcomes = _run_epoch(run, step, state, progress, bar)
             if progress.batch:
-                _save(run, state, progress)
+                _save(run, parallel.unreplicate(state), progress)
                 break
             record = {"phase": progress.phase, "epoch": progress.epoch, "seconds": time.time() - started}
             record["learning_rate"] = float(schedule(progress.epoch * run.batches - 1))
@@ -175,7 +195,7 @@ def _run_phase(run: Run, state: TrainState, progress: Progress) -> tuple[TrainSt
                 bar.set_postfix(loss=f"{measured['loss']:.4f}", iou_cu=f"{measured['iou_cu_mean']:.4f}")
             run.log.record(int(parallel.unreplicate(state.step)), record)
             if due:  # after its record, which a run killed in between writes again
-                _save(run, state, progress)
+                _save(run, parallel.unreplicate(state), progress)
     return parallel.unreplicate(state), progress
 
 
@@ -206,7 +226,17 @@ def _run_epoch(run: Run, step: Callable, state: TrainState, progress: Progress, 
 
 def _mapped_functions(run: Run, phase: int) -> tuple[Callable, Callable, Callable]:
     """The step and the evaluation of a phase over all devices, and the learning rate per step."""
-    config, examples = run.config, run.splits["train"]
+    config, dose = run.config, run.splits["train"].electrons_per_pixel
+    loss, augment = _loss_and_augmentation(run, phase)
+    optimiser, schedule = _optimiser(run, phase)
+    step = make_step(
+        run.network, loss, optimiser, augment, seed=config.seed, average_decay=config.optim.average_decay
+    )
+    evaluate = make_evaluation(run.network, loss, run.normalisation, dose)
+    return parallel.map_step(step), parallel.map_evaluation(evaluate), schedule
+
+
+def _loss_and_augmentation(run: Run, phase: int) -> tuple[Callable, Callable]:
     loss_of = losses.weighted_cross_entropy if phase == 1 else losses.lovasz
     options = dict(run.section(phase).loss)
 
@@ -216,16 +246,11 @@ def _mapped_functions(run: Run, phase: int) -> tuple[Callable, Callable, Callabl
     augment = functools.partial(
         data.augment,
         normalisation=run.normalisation,
-        electrons_per_pixel=examples.electrons_per_pixel,
-        symmetries=config.data.symmetries,
-        lowest_dose_fraction=config.data.lowest_dose_fraction,
+        electrons_per_pixel=run.splits["train"].electrons_per_pixel,
+        symmetries=run.config.data.symmetries,
+        lowest_dose_fraction=run.config.data.lowest_dose_fraction,
     )
-    optimiser, schedule = _optimiser(run, phase)
-    step = make_step(
-        run.network, loss, optimiser, augment, seed=config.seed, average_decay=config.optim.average_decay
-    )
-    evaluate = make_evaluation(run.network, loss, run.normalisation, examples.electrons_per_pixel)
-    return parallel.map_step(step), parallel.map_evaluation(evaluate), schedule
+    return loss, augment
 
 
 def _optimiser(run: Run, phase: int) -> tuple:
@@ -255,9 +280,9 @@ def _judge(run: Run, state: TrainState, progress: Progress, measured: dict) -> P
 
 
 def _save(run: Run, state: TrainState, progress: Progress) -> None:
-    state = parallel.unreplicate(state)
     meta = {"progress": dataclasses.asdict(progress), "config": _plain(run.config)}
-    run.latest.save(int(state.step), state, meta)
+    # The start of phase 2 is a checkpoint of its own, at the step where phase 1 ended.
+    run.latest.save(int(state.step) + progress.phase - 1, state, meta)
 
 
 def _finite(outcome: dict, progress: Progress) -> dict[str, float]:
@@ -279,11 +304,3 @@ def is_due(count: int, every: int, last: int) -> bool:
 
 def _plain(config: ConfigDict) -> dict:
     return json.loads(config.to_json())
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

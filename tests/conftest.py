@@ -1,6 +1,8 @@
 """Settings shared by all tests: four forced host devices, and a compilation cache between runs."""
 
+import contextlib
 import os
+import resource
 
 # Must precede the import of jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -8,7 +10,28 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA lists pseudo-features 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 jax.config.update("jax_compilation_cache_dir", os.path.join(_ROOT, ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def smallest_files():
+    """Within `with smallest_files(size):` no file grows beyond so many bytes, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limit(size):
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        name = "jax_persistent_cache_min_compile_time_secs"
+        before = jax.config.values[name]
+        jax.config.update(name, 1e9)  # or it would keep half a program
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            jax.config.update(name, before)
+
+    return limit

@@ -97,6 +97,35 @@ def test_flipped_byte_never_passes_unnoticed(saved, tmp_path):
     assert refused > 0
 
 
+def test_full_disk_leaves_the_previous_checkpoint_and_nothing_half_written(saved, tmp_path, smallest_files):
+    copy = shutil.copytree(saved, tmp_path / "latest")
+    store, before = checkpoint.Store(str(copy)), sorted(copy.rglob("*"))
+    with smallest_files(100), pytest.raises(OSError, match="must be writable; got 'File too large'") as error:
+        store.save(4, make_state(4), {})
+        store.wait()
+    assert "\n" not in str(error.value) and sorted(copy.rglob("*")) == before
+    assert_equal_bits(store.restore(make_state(0))[0], make_state(3))
+    store.save(4, make_state(4), {})
+    assert_equal_bits(store.restore(make_state(0))[0], make_state(4))
+    store.close()
+
+
+def test_full_disk_leaves_the_previous_export(exported, tmp_path, smallest_files):
+    path, state, examples = exported
+    copy, statistics = shutil.copytree(path, tmp_path / "export"), data.Normalisation.fit(examples)
+    with smallest_files(100), pytest.raises(OSError, match="must be writable") as error:
+        checkpoint.export(str(copy), make_state(5).weights, {}, statistics, examples)
+    assert "\n" not in str(error.value) and os.listdir(tmp_path) == ["export"]
+    assert_equal_bits(checkpoint.load_export(str(copy)).weights, state.weights)
+
+
+def test_checkpoint_that_does_not_fit_on_the_disk_is_refused_before_writing(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    huge = np.broadcast_to(np.float32(0), (free // 4 + 1,))  # takes no memory
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint._make_folder(str(tmp_path / "latest"), {"huge": huge})
+
+
 def test_export_returns_what_was_given(exported):
     path, state, examples = exported
     export = checkpoint.load_export(path)
@@ -105,6 +134,7 @@ def test_export_returns_what_was_given(exported):
     assert export.beam_energies_kev == examples.beam_energies_kev
     assert (export.electrons_per_pixel, export.dataset) == (small_run.DOSE, "small")
     assert export.config == {"model": {"name": "compact"}}
+    assert export.field == (small_run.PIXELS, small_run.PIXELS) and len(export.sha256) == 64
     assert os.listdir(os.path.dirname(path)).count("export.tmp") == 0
 
 

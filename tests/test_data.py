@@ -132,6 +132,22 @@ def test_missing_npz_is_one_line_with_its_path(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("fault", ["flipped", "cut", "other", "lacking"])
+def test_damaged_npz_is_refused_in_one_line_with_its_path(splits, tmp_path, fault):
+    path = tmp_path / "set.npz"
+    data.save_npz(str(path), {"train": splits["train"]} if fault == "lacking" else splits)
+    content = path.read_bytes()
+    if fault == "flipped":
+        path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    elif fault == "cut":
+        path.write_bytes(content[:-100])
+    elif fault == "other":
+        path.write_text("not an archive\n")
+    with pytest.raises(OSError, match=r"must be whole; got .* in .*set\.npz") as error:
+        data.load(str(tmp_path), "set.npz")
+    assert "\n" not in str(error.value)
+
+
 def test_arrays_that_do_not_fit_are_refused(splits):
     train = splits["train"]
     with pytest.raises(ValueError, match="3 energies"):

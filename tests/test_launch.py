@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -260,10 +259,38 @@ def test_folders_that_cannot_be_written_are_refused(small, refuses, tmp_path):
     )
 
 
-def test_full_disk_is_refused(small, refuses, tmp_path):
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # a write beyond it fails half-way
+def test_full_disk_is_refused(small, refuses, smallest_files):
+    with smallest_files(20_000):  # a write beyond it fails half-way
+        refuses(reconstructing(small, small / "counts.npy"), "files must be writable; got")
+
+
+@pytest.mark.parametrize("flag, message", [
+    ("--config.optim.warmup_epochs=1", "the warm-up must be shorter than the phase; got 2 and 2 steps"),
+    ("--config.phase2.loss.kind=sigmoid", "kind must be softmax or hinge"),
+])  # fmt: skip
+def test_value_that_only_the_second_phase_uses_is_refused_at_once(small, refuses, flag, message):
+    refuses(training(small, flag), message)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+def test_training_on_a_full_disk_is_refused(small, tmp_path):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine lets no disk be mounted")
     try:
-        refuses(reconstructing(small, small / "counts.npy"), "files must be writable; got", tmp_path)
+        code, _, err = run(*training(small, f"--workdir={tmp_path}/run"), cwd=tmp_path)
+        left = [path.name for path in tmp_path.rglob("*")]
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        subprocess.run(["umount", tmp_path], check=True)
+    lines = [line for line in err.splitlines() if line and not line.startswith("phase 1")]
+    assert code == 2 and len(lines) == 1, err
+    assert lines[0].startswith("error: a checkpoint must be writable; got 'No space left on device'")
+    assert not any("tmp" in name for name in left if not name.startswith("events"))
+
+
+def test_damaged_npz_is_refused(small, refuses, tmp_path):
+    shutil.copy(small / "small.npz", tmp_path)
+    flip_a_byte(tmp_path / "small.npz")
+    refuses(
+        training(small, f"--config.data.data_dir={tmp_path}"), "the data set must be whole; got", tmp_path
+    )

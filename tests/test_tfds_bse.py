@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -89,14 +90,14 @@ def test_metadata_tell_how_the_data_were_made(root):
 
 def test_damaged_and_missing_chunks_are_made_again_with_the_same_bytes(root, copy, caplog):
     chunks = cache.ChunkCache(SMOKE, copy / CHUNKS)
-    first, second = (chunks.folder / f"train-000000{number}.npz" for number in (0, 4))
+    first, second = (chunks.folder / f"train-{number:07d}.npz" for number in (0, 16))
     damaged = bytearray(second.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     second.write_bytes(damaged)
     first.unlink()
 
     chunks.fill(process=1, processes=2)
-    assert "train-0000004.npz is damaged; simulating it again" in caplog.text
+    assert "train-0000016.npz is damaged; simulating it again" in caplog.text
     assert not first.exists(), "chunk 0 belongs to process 0"
     chunks.fill(process=0, processes=2)
     assert content(copy / CHUNKS) == content(root / CHUNKS)
@@ -123,12 +124,12 @@ def test_chunks_of_other_settings_are_not_read(copy, change):
     ours = cache.ChunkCache(SMOKE, copy / CHUNKS)
     theirs = cache.ChunkCache(dataclasses.replace(SMOKE, **change), copy / CHUNKS)
     shutil.copytree(ours.folder, theirs.folder)
-    with pytest.raises(FileNotFoundError, match="missing or damaged. Run python -m tfds_bse again"):
+    with pytest.raises(FileNotFoundError, match="missing or damaged. Start again"):
         next(theirs.read("train"))
 
 
 def test_growing_a_split_keeps_its_chunks():
-    larger = dataclasses.replace(SMOKE, specimens={"train": 12, "validation": 4, "test": 4})
+    larger = dataclasses.replace(SMOKE, specimens={"train": 48, "validation": 16, "test": 16})
     ours, theirs = cache.ChunkCache(SMOKE, Path("any")), cache.ChunkCache(larger, Path("any"))
     assert ours.folder == theirs.folder and set(ours.chunks()) < set(theirs.chunks())
 
@@ -144,7 +145,7 @@ def test_folder_that_cannot_be_written_is_one_line_and_exit_code_two(tmp_path):
     (tmp_path / "file").write_text("")
     code, stderr = run("-m", "tfds_bse", "--config=smoke", f"--data_dir={tmp_path / 'file' / 'data'}")
     assert code == 2 and len(stderr.splitlines()) == 1
-    assert stderr.startswith("error: cannot write") and "--data_dir" in stderr
+    assert stderr.startswith(f"error: cannot write {tmp_path}/file/data") and "choose another" in stderr
 
 
 def test_wrong_flag_is_one_line_and_exit_code_two():
@@ -186,6 +187,13 @@ def test_packing_in_another_process_gives_the_same_bytes_and_never_imports_tenso
     code, stderr = run("-c", program)
     assert code == 0, stderr
     assert content(copy / "bse_voxels") == content(root / "bse_voxels")
+
+
+def test_packing_leaves_nothing_in_the_folder_of_temporary_files(copy, tmp_path_factory, monkeypatch):
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    tfds_bse.build("smoke", copy)
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.slow

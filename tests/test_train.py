@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import small_run
 
-from bsevox_jax import checkpoint, data, models, train
+from bsevox_jax import checkpoint, data, log, models, train
 from configs import moderate
 
 
@@ -34,15 +35,16 @@ def leaves_of_latest(workdir):
     import orbax.checkpoint as ocp
 
     steps = sorted(int(name) for name in os.listdir(os.path.join(workdir, "latest")) if name.isdigit())
-    return steps[-1], ocp.StandardCheckpointer().restore(
+    leaves = ocp.StandardCheckpointer().restore(
         os.path.join(os.path.abspath(workdir), "latest", str(steps[-1]), "state")
     )
+    return int(leaves[".step"]), leaves
 
 
 def test_last_step_is_saved_and_every_epoch_recorded(finished):
     workdir, _, records = finished
-    step, leaves = leaves_of_latest(workdir)
-    assert step == leaves[".step"] == (4 + 2) * 4  # epochs of both phases, steps per epoch
+    step, _ = leaves_of_latest(workdir)
+    assert step == (4 + 2) * 4  # epochs of both phases, steps per epoch
     assert [(r["phase"], r["epoch"], r["step"]) for r in records] == [
         (1, 1, 4), (1, 2, 8), (1, 3, 12), (1, 4, 16), (2, 1, 20), (2, 2, 24)
     ]  # fmt: skip
@@ -142,6 +144,26 @@ def test_stopped_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert steps[0] == steps[1]
 
 
+def test_run_killed_after_phase_two_replaced_the_best_weights_still_starts_it_from_those_of_phase_one(
+    finished, folder, tmp_path, monkeypatch
+):
+    workdir, save = tmp_path / "killed", train._save
+
+    def killed(run, state, progress):
+        if progress.phase == 2 and progress.epoch:
+            raise KeyboardInterrupt
+        save(run, state, progress)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "_save", killed)
+        train.train(small_run.get_config(folder), str(workdir))
+    assert os.listdir(workdir / "best") == ["24"], "phase 2 must have replaced the best weights"
+    train.train(small_run.get_config(folder), str(workdir))
+    (_, expected), (_, resumed) = leaves_of_latest(finished[0]), leaves_of_latest(workdir)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(resumed[name], leaf, err_msg=name)
+
+
 def test_loss_that_is_not_finite_stops_with_step_and_gradient_norm(folder, tmp_path):
     config = small_run.get_config(folder)
     config.phase1.learning_rate = 1e30
@@ -160,9 +182,36 @@ def test_phase_without_progress_ends_early(folder, tmp_path):
     assert leaves_of_latest(str(tmp_path))[0] == (2 + 4) * 4  # the first validation is the lowest
 
 
-def test_damaged_checkpoint_is_refused(finished, folder, tmp_path):
-    import shutil
+def test_run_on_a_full_disk_stops_in_one_line_and_resumes_when_there_is_room(
+    finished, folder, tmp_path, smallest_files, caplog
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config = small_run.get_config(folder)
+    config.phase2.epochs = 6
+    with (
+        smallest_files(8_000),
+        pytest.raises(OSError, match="must be writable; got 'File too large'") as error,
+    ):
+        train.train(config, str(workdir))
+    assert "\n" not in str(error.value) and not caplog.records
+    assert os.listdir(workdir / "latest") == ["25"] and not list(workdir.rglob("*tmp"))
+    train.train(config, str(workdir))
+    assert leaves_of_latest(workdir)[0] == (4 + 6) * 4
+    assert [r["step"] for r in read_records(workdir)] == list(range(4, 41, 4))
 
+
+def test_records_on_a_full_disk_are_refused_in_one_line_and_whole_ones_remain(tmp_path, smallest_files):
+    records = log.Log(str(tmp_path))
+    records.begin(0)
+    records.record(1, {"train_loss": 0.5})
+    with smallest_files(0), pytest.raises(OSError, match="must be writable; got 'File too large'") as error:
+        records.record(2, {"train_loss": 0.25})
+    records.close()
+    assert "\n" not in str(error.value)
+    assert read_records(tmp_path) == [{"step": 1, "train_loss": 0.5}]
+
+
+def test_damaged_checkpoint_is_refused(finished, folder, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     weights = [p for p in (tmp_path / "run" / "latest").rglob("d/*") if p.is_file()]
     largest = max(weights, key=lambda p: p.stat().st_size)
@@ -183,16 +232,21 @@ def test_damaged_checkpoint_is_refused(finished, folder, tmp_path):
         ("data.config", "absent.npz", "absent.npz"),
         ("model.name", "compct", "got 'compct'"),
         ("optim.warmup_epochs", 4, "got 16 and 16"),
+        ("optim.warmup_epochs", 2, "got 8 and 8"),
+        ("eval_every_epochs", 0, "got 0"),
         ("phase1.loss.mode", "weighted", "got 'weighted'"),
         ("phase2.loss.kind", "sigmoid", "got 'sigmoid'"),
+        ("phase2.loss.classes", "both", "got 'softmax' and 'both'"),
     ],
 )
-def test_impossible_value_is_refused_in_one_line(folder, tmp_path, key, value, message):
+def test_impossible_value_is_refused_in_one_line_before_anything_is_written(
+    folder, tmp_path, key, value, message
+):
     config = small_run.get_config(folder)
     config.update_from_flattened_dict({key: value})
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        train.train(config, str(tmp_path))
-    assert "\n" not in str(error.value)
+        train.train(config, str(tmp_path / "run"))
+    assert "\n" not in str(error.value) and os.listdir(tmp_path) == []
 
 
 def test_misspelt_key_is_refused(folder, tmp_path):
@@ -212,7 +266,7 @@ def test_configs_have_the_keys_of_the_complete_one_and_a_network(name):
     assert set(config.model) == (fields | {"name"})
     with config.unlocked(), complete.unlocked():
         del config["model"], complete["model"]
-    assert train.flatten(config.to_dict()).keys() == train.flatten(complete.to_dict()).keys()
+    assert log.flatten(config.to_dict()).keys() == log.flatten(complete.to_dict()).keys()
 
 
 def test_last_count_is_always_due():

@@ -65,8 +65,8 @@ def _pack(builder_class, chunks, root: Path) -> None:
         raise
     except Exception as error:  # the record writer has no exceptions of its own
         raise OSError(
-            f"cannot pack the data set in {root}: {_first_line(error)}. Free some space or pass another "
-            "--data_dir, then start again: the simulated chunks are kept."
+            f"cannot pack the data set in {root}: {_first_line(error)}. Free some space or choose "
+            "another data folder, then start again: the simulated chunks are kept."
         ) from error
 
 
@@ -88,7 +88,7 @@ def _check(folder: Path, settings: dict) -> None:
     if different:
         raise ValueError(
             f"the data set {folder} was made with other settings ({', '.join(different)}). Delete this "
-            "folder or pass another --data_dir."
+            "folder or choose another data folder."
         )
 
 

@@ -114,7 +114,7 @@ class ChunkCache:
                 arrays = self._load(*chunk)
                 if arrays is None:
                     raise FileNotFoundError(
-                        f"chunk {self._path(*chunk)} is missing or damaged. Run python -m tfds_bse again."
+                        f"chunk {self._path(*chunk)} is missing or damaged. Start again: it is made anew."
                     )
                 yield from ({name: a[i] for name, a in arrays.items()} for i in range(len(chunk[1])))
 
@@ -198,6 +198,6 @@ def _cannot_write(path, error: OSError) -> OSError:
     remedy = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
     return OSError(
         error.errno,
-        f"cannot write {path}: {error.strerror or error}. {remedy} or pass another --data_dir, then start "
-        "again: finished chunks are kept.",
+        f"cannot write {path}: {error.strerror or error}. {remedy} or choose another data folder, then "
+        "start again: finished chunks are kept.",
     )
