@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	$(DEMO) --mode=evaluate
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 validate: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
