@@ -243,6 +243,7 @@ def overfit(model, learning_rate: float, steps: int) -> float:
     return metrics.summarise(sums)["iou_cu_mean"]
 
 
+@pytest.mark.slow
 def test_compact_overfits_eight_specimens():
     assert overfit(models.build("compact", width=32, layers=2, refine=0), 1e-2, 280) > 0.99
 

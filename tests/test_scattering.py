@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_electrons import electrons, random_bits
 
 from bsevox_jax.sim.elements import HARTREE_KEV, SPEED_OF_LIGHT_AU
 from bsevox_jax.sim.scattering import (
@@ -12,19 +13,6 @@ from bsevox_jax.sim.scattering import (
     unit_length,
     unit_vector_across,
 )
-from bsevox_jax.sim.transport import Electron
-
-
-def electrons(rng, n, energy_kev=1.0, size_nm=20.0):
-    direction = rng.normal(size=(3, n))
-    direction /= np.linalg.norm(direction, axis=0)
-    position = rng.uniform(0, size_nm, (3, n))
-    fields = [jnp.asarray(field, jnp.float32) for field in (*position, *direction)]
-    return Electron(*fields, jnp.full(n, energy_kev, jnp.float32), jnp.ones(n, bool))
-
-
-def random_bits(rng, n):
-    return jnp.asarray(rng.integers(0, 2**32, n, dtype=np.uint32))
 
 
 def test_scattering_keeps_unit_length_and_turns_by_the_polar_angle():

@@ -1,23 +1,12 @@
 import jax.numpy as jnp
 import numpy as np
+from random_electrons import electrons, random_bits
 
 from bsevox_jax.sim import tables
 from bsevox_jax.sim.specimen import tracking_words
-from bsevox_jax.sim.transport import Electron, Flight, aim, cross, fly, medium
+from bsevox_jax.sim.transport import Flight, aim, cross, fly, medium
 
 SI = 1
-
-
-def electrons(rng, n, energy_kev=1.0, size_nm=20.0):
-    direction = rng.normal(size=(3, n))
-    direction /= np.linalg.norm(direction, axis=0)
-    position = rng.uniform(0, size_nm, (3, n))
-    fields = [jnp.asarray(field, jnp.float32) for field in (*position, *direction)]
-    return Electron(*fields, jnp.full(n, energy_kev, jnp.float32), jnp.ones(n, bool))
-
-
-def random_bits(rng, n):
-    return jnp.asarray(rng.integers(0, 2**32, n, dtype=np.uint32))
 
 
 def slab(labels=None):
