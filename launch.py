@@ -2,8 +2,9 @@
 
 python launch.py --config=configs/quickstart.py --workdir=runs/demo
 python launch.py --config=configs/quickstart.py --workdir=runs/demo --mode=evaluate
-python launch.py --mode=simulate --input=nanocube:2 --electrons_per_pixel=1000 --output=cube
-python launch.py --mode=reconstruct --input=cube/stack.tif --checkpoint=runs/demo/export --output=cube
+python launch.py --mode=simulate --input=nanocube:2 --electrons_per_pixel=24 --output=runs/cube
+python launch.py --mode=reconstruct --input=runs/cube/stack.tif --checkpoint=runs/demo/export \
+    --output=runs/cube
 """
 
 import os

@@ -185,7 +185,7 @@ def write_volume(folder: str, probability: np.ndarray, voxel_nm: float, stack: S
     np.savez_compressed(
         os.path.join(folder, "volume.npz"),
         probability=probability,
-        labels=(probability > 0.5).astype(np.uint8),  # of the network: 0 not Cu, 1 Cu
+        is_cu=(probability > 0.5).astype(np.uint8),  # the network does not tell Si from vacuum
         voxel_nm=voxel_nm,
         beam_energies_kev=stack.beam_energies_kev,
         electrons_per_pixel=stack.electrons_per_pixel,

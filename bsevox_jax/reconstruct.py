@@ -51,6 +51,7 @@ def reconstruct(
             model = export.config["model"]["name"]
             title = f"{os.path.basename(stack_path)}, reconstructed by {model} trained on {export.dataset}"
             report.picture(os.path.join(folder, "picture.png"), stack, probability, VOXEL_NM, title=title)
+        print(*(f"assumed: {line}" for line in about["assumptions"]), sep="\n")
     return probability
 
 

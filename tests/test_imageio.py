@@ -146,8 +146,8 @@ def test_volume_opens_in_imagej_as_z_slices_with_voxels_in_nm(stack, tmp_path):
         assert file.pages[0].tags["XResolution"].value == (2, 1)
     with np.load(tmp_path / "volume.npz") as file:
         np.testing.assert_array_equal(file["probability"], probability)
-        np.testing.assert_array_equal(file["labels"], probability > 0.5)
-        assert file["labels"].dtype == np.uint8 and file["version"] == "1"
+        np.testing.assert_array_equal(file["is_cu"], probability > 0.5)
+        assert file["is_cu"].dtype == np.uint8 and file["version"] == "1"
 
 
 def test_failure_leaves_old_files_and_nothing_new(tmp_path):

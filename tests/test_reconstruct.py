@@ -41,7 +41,7 @@ def test_every_format_gives_the_network_applied_to_the_yields(folder, tmp_path, 
     with np.load(tmp_path / "out" / "volume.npz") as volume:
         np.testing.assert_allclose(volume["probability"], expected, atol=1e-5)
         assert volume["probability"].dtype == np.float32
-        np.testing.assert_array_equal(volume["labels"], volume["probability"] > 0.5)
+        np.testing.assert_array_equal(volume["is_cu"], volume["probability"] > 0.5)
         np.testing.assert_array_equal(volume["beam_energies_kev"], sim.PAPER_ENERGIES_KEV)
         assert volume["electrons_per_pixel"] == small_export.DOSE
         assert volume["checkpoint_sha256"] == export.sha256

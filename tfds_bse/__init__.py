@@ -34,7 +34,9 @@ def build(config_name: str, data_dir: str | os.PathLike, *, process: int = 0, pr
     from tfds_bse.bse_voxels.bse_voxels_dataset_builder import Builder, settings
 
     if config_name not in Builder.builder_configs:
-        raise ValueError(f"config must be one of {', '.join(Builder.builder_configs)}; got {config_name!r}.")
+        raise ValueError(
+            f"config must be one of {', '.join(Builder.builder_configs)}; got {config_name!r}. Take one."
+        )
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0 to processes - 1; got {process} with {processes} processes.")
     config = Builder.builder_configs[config_name]
