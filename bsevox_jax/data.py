@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bsevox_jax import parallel
+from bsevox_jax import imageio, parallel
 
 COPPER_LABEL = 2  # vacuum 0, Si 1, Cu 2: the order of the data set's materials
 SPLITS = ("train", "validation", "test")
@@ -133,16 +133,15 @@ def save_npz(path: str, splits: dict[str, Examples]) -> None:
     arrays = {
         f"{split}_{kind}": getattr(s, kind) for split, s in splits.items() for kind in ("counts", "labels")
     }
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            electrons_per_pixel=first.electrons_per_pixel,
-            beam_energies_kev=np.array(first.beam_energies_kev),
-            name=first.name,
-            **arrays,
-        )
-    os.replace(temporary, path)
+    with imageio.whole_files(os.path.dirname(path)) as folder:
+        with open(os.path.join(folder, os.path.basename(path)), "wb") as file:
+            np.savez_compressed(
+                file,
+                electrons_per_pixel=first.electrons_per_pixel,
+                beam_energies_kev=np.array(first.beam_energies_kev),
+                name=first.name,
+                **arrays,
+            )
 
 
 def _load_npz(path: str) -> dict[str, Examples]:
@@ -216,11 +215,6 @@ def transform(array: jax.Array, index: jax.Array | int) -> jax.Array:
     array = jnp.where(index & 4, jnp.swapaxes(array, 0, 1), array)
     array = jnp.where(index & 2, array[::-1], array)
     return jnp.where(index & 1, array[:, ::-1], array)
-
-
-def inverse_symmetry(index: int) -> int:
-    """The index of the symmetry that undoes `index`: after a swap, the mirrors of y and x change places."""
-    return index & 4 | (index & 1) << 1 | (index & 2) >> 1 if index & 4 else index
 
 
 def apply_symmetry(

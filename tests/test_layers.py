@@ -28,7 +28,7 @@ PACKAGE_ARROWS = {
     "log": {"imageio", "parallel"},
     "imageio": set(),
     "report": {"data", "imageio"},
-    "data": {"parallel"},
+    "data": {"imageio", "parallel"},
     "checkpoint": {"data", "parallel"},
     "step": {"data", "metrics", "parallel"},
     "train": {"checkpoint", "data", "log", "losses", "models", "parallel", "step"},
