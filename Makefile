@@ -1,6 +1,6 @@
 # make demo      simulates a small data set, trains a network on it and evaluates it: minutes on a laptop
 # make test      the fast tests
-# make validate  the tests that take minutes
+# make validate  the tests that take minutes; they also write the tables and pictures of docs/physics.md
 # make lint      style
 # The first one called makes .venv and installs what is needed into it.
 
@@ -19,14 +19,14 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 validate: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=20
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # The exact versions that were tested are those for Python 3.11; other versions of Python take the newest ones.
-$(INSTALLED): requirements.txt requirements-dev.txt requirements-lock.txt
+$(INSTALLED): requirements.txt requirements-nebula.txt requirements-dev.txt requirements-lock.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; \
 	then $(BIN)/python -m pip install -q -r requirements-dev.txt -c requirements-lock.txt; \

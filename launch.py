@@ -3,6 +3,7 @@
 python launch.py --config=configs/quickstart.py --workdir=runs/demo
 python launch.py --config=configs/quickstart.py --workdir=runs/demo --mode=evaluate
 python launch.py --mode=simulate --input=nanocube:2 --electrons_per_pixel=24 --output=runs/cube
+python launch.py --mode=simulate --config=configs/quickstart.py     # its data set, without training
 python launch.py --mode=reconstruct --input=runs/cube/stack.tif --checkpoint=runs/demo/export \
     --output=runs/cube
 """
@@ -42,9 +43,15 @@ def reconstruct(options) -> None:
 
 
 def simulate(options) -> None:
+    from bsevox_jax import data
     from bsevox_jax.simulate import simulate
 
-    simulate(options.input, options.output, **_dose_and_energies(options))
+    simulator = {} if options.config is None else options.config.simulator.to_dict()
+    if options.config is not None and options.input is None:
+        print(data.build(options.config.data.data_dir, options.config.data.config, **simulator))
+        return
+    _require(options, "input", "output", "electrons_per_pixel")
+    simulate(options.input, options.output, **_dose_and_energies(options), **simulator)
     print(f"stack.npz, stack.tif and labels.npy are in {options.output}")
 
 
@@ -52,7 +59,7 @@ MODES = {  # and the flags they need
     "train": (train, ("config", "workdir")),
     "evaluate": (evaluate, ("config", "workdir")),
     "reconstruct": (reconstruct, ("input", "checkpoint", "output")),
-    "simulate": (simulate, ("input", "output", "electrons_per_pixel")),
+    "simulate": (simulate, ()),  # a specimen, or the data set of a configuration
 }
 
 
@@ -77,8 +84,7 @@ def main(arguments: list[str]) -> int:
         if options is None:
             return 0
         mode, needed = MODES[options.mode]
-        if missing := [name for name in needed if getattr(options, name) is None]:
-            raise ValueError(f"--mode={options.mode} needs --{missing[0]}; got none. Give it, or see --help.")
+        _require(options, *needed)
         parallel.start(options.coordinator, options.processes, options.process)
         _turn_on_compilation_cache()
         mode(options)
@@ -86,6 +92,11 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError, flags.Error) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _require(options, *names):
+    if missing := [name for name in names if getattr(options, name) is None]:
+        raise ValueError(f"--mode={options.mode} needs --{missing[0]}; got none. Give it, or see --help.")
 
 
 def _one_line(error):

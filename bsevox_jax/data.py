@@ -89,33 +89,43 @@ def normalisation(kind: str, examples: Examples) -> Normalisation:
     return Normalisation(np.zeros(energies, np.float32), np.ones(energies, np.float32))
 
 
-def load(data_dir: str, config_name: str) -> dict[str, Examples]:
+def load(data_dir: str, config_name: str, **simulator) -> dict[str, Examples]:
     """Loads all splits into memory: of an `.npz` file, or of a TFDS configuration, which is built if missing.
 
     Args:
         data_dir: folder of the data sets.
         config_name: a configuration of `bse_voxels` (smoke, quickstart, paper), or a file `*.npz` in
             `data_dir` (or its absolute path) written by `save_npz`.
+        simulator: `kind`, bsevox or nebula, and its binary, materials and arguments.
 
     Raises:
         FileNotFoundError: the `.npz` does not exist.
         OSError: the data set is damaged, or cannot be written.
-        ValueError: unknown configuration, or arrays that do not fit together.
+        ValueError: unknown configuration or simulator, or arrays that do not fit together.
     """
-    data_dir = os.path.expanduser(data_dir)
     if config_name.endswith(".npz"):
-        return _load_npz(os.path.join(data_dir, config_name))
-    return _load_tfds(data_dir, config_name)
+        return _load_npz(os.path.join(os.path.expanduser(data_dir), config_name))
+    return _load_tfds(build(data_dir, config_name, **simulator))
 
 
-def _load_tfds(data_dir: str, config_name: str) -> dict[str, Examples]:
-    import tensorflow_datasets as tfds  # takes a second, and a machine that trains from .npz need not have it
+def build(data_dir: str, config_name: str, *, kind: str = "bsevox", **program) -> str:
+    """Builds a data set if it is missing, by bsevox or by nebula and its program; returns its folder."""
+    import tfds_bse  # a machine that trains from .npz need not have TFDS
 
-    import tfds_bse
-
-    process, processes = jax.process_index(), jax.process_count()
-    folder = tfds_bse.build(config_name, data_dir, process=process, processes=processes)
+    if kind not in ("bsevox", "nebula"):
+        raise ValueError(f"simulator.kind must be bsevox or nebula; got {kind!r}. Use bsevox.")
+    if config_name.endswith(".npz"):
+        raise ValueError(f"data.config must name a data set to simulate; got {config_name}. Use quickstart.")
+    name = f"{config_name}_nebula" if kind == "nebula" else config_name
+    share = {"process": jax.process_index(), "processes": jax.process_count()}
+    folder = tfds_bse.build(name, data_dir, **share, **program)
     parallel.wait_for_all("data set is built")  # the first process packs it
+    return folder
+
+
+def _load_tfds(folder: str) -> dict[str, Examples]:
+    import tensorflow_datasets as tfds
+
     builder = tfds.builder_from_directory(folder)
     energies_kev = tuple(builder.info.metadata["beam_energies_kev"])
     dose = int(builder.info.metadata["electrons_per_pixel"])

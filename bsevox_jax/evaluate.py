@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import bsevox_jax
 from bsevox_jax import checkpoint, data, imageio, metrics, parallel, report, sim
 from bsevox_jax.reconstruct import VOXEL_NM, check_energies, cu_probability
+from bsevox_jax.simulate import counts_of
 
 POSITIONS = (1, 2, 3, 4)  # of the nanocube, from a corner at the surface to the bottom
 RADII_NM = (2, 4, 6, 8, 10)  # of the nanowire's core
@@ -42,9 +43,9 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     """
     workdir = os.path.abspath(os.path.expanduser(workdir))
     export = checkpoint.load_export(os.path.join(workdir, "export"))
-    test = data.load(config.data.data_dir, config.data.config)["test"]
+    test = data.load(config.data.data_dir, config.data.config, **config.simulator)["test"]
     check_energies(test.beam_energies_kev, export)
-    structures = _structures(os.path.expanduser(config.data.data_dir), test)
+    structures = _structures(os.path.expanduser(config.data.data_dir), test, **config.simulator)
     probability, structure_probability = (
         cu_probability(export, images.counts, images.electrons_per_pixel) for images in (test, structures)
     )
@@ -111,25 +112,28 @@ def _write(workdir: str, results: dict, test: data.Examples, probability: np.nda
         report.picture(path, stack, probability[median], VOXEL_NM, truth=test.labels[median], title=title)
 
 
-def _structures(data_dir: str, test: data.Examples) -> data.Examples:
+def _structures(data_dir: str, test: data.Examples, kind: str, **program) -> data.Examples:
     """The test structures in the order of `STRUCTURES`, simulated as the data set was."""
     made = [make(*arguments) for members in STRUCTURES.values() for make, arguments in members.values()]
     labels = np.stack([np.asarray(m) for m in made])
     dose, energies_kev = test.electrons_per_pixel, test.beam_energies_kev
-    decisive = [dose, energies_kev, SEED, sim.SIMULATOR_VERSION, hashlib.sha256(labels.tobytes()).hexdigest()]
+    version = sim.SIMULATOR_VERSION if kind == "bsevox" else kind
+    decisive = [dose, energies_kev, SEED, version, hashlib.sha256(labels.tobytes()).hexdigest()]
     name = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
     folder = os.path.join(data_dir, "test_structures")
     counts = _read_counts(os.path.join(folder, f"{name}.npz"))
     if counts is None:
         if parallel.is_main_process():
             print(f"simulating {len(labels)} test structures at {dose} electrons per pixel", flush=True)
-        counts = sim.simulate_bse(
+        counts = counts_of(
             labels,
+            kind=kind,
+            program=program,
             electrons_per_pixel=dose,
             beam_energies_kev=energies_kev,
             seed=SEED,
             specimen_ids=FIRST_STRUCTURE + np.arange(len(labels)),
-        ).counts
+        )
         with imageio.whole_files(folder) as temporary:
             np.savez_compressed(os.path.join(temporary, f"{name}.npz"), counts=counts)
     return data.Examples(counts, labels, dose, energies_kev, "test structures")

@@ -6,10 +6,17 @@ import jax
 import numpy as np
 
 from bsevox_jax import imageio, sim
+from bsevox_jax.sim import nebula
 
 
 def simulate(
-    source: str, output_dir: str, *, electrons_per_pixel: int, beam_energies_kev=sim.PAPER_ENERGIES_KEV
+    source: str,
+    output_dir: str,
+    *,
+    electrons_per_pixel: int,
+    beam_energies_kev=sim.PAPER_ENERGIES_KEV,
+    kind: str = "bsevox",
+    **program,
 ) -> imageio.Stack:
     """Simulates the images of a specimen; writes `stack.npz`, `stack.tif` and its `labels.npy`.
 
@@ -19,19 +26,30 @@ def simulate(
         output_dir: folder of the files.
         electrons_per_pixel: dose per energy.
         beam_energies_kev: one image each, ascending.
+        kind: the simulator, "bsevox" or "nebula".
+        program: Nebula's binary, materials and arguments; see `sim.nebula.program`.
 
     Raises:
         FileNotFoundError, OSError, ValueError: no such specimen, or nothing can be written; one line.
     """
     labels = specimen(source)
-    images = sim.simulate_bse(
-        labels, electrons_per_pixel=electrons_per_pixel, beam_energies_kev=beam_energies_kev
-    )
-    stack = imageio.Stack(images.counts, images.beam_energies_kev, images.electrons_per_pixel)
+    beam = {"electrons_per_pixel": electrons_per_pixel, "beam_energies_kev": beam_energies_kev}
+    counts = counts_of(labels, kind=kind, program=program, **beam)
+    stack = imageio.Stack(counts, tuple(float(energy) for energy in beam_energies_kev), electrons_per_pixel)
     with imageio.whole_files(output_dir) as folder:
         imageio.write_stack(folder, stack)
         np.save(os.path.join(folder, "labels.npy"), labels)
     return stack
+
+
+def counts_of(labels: np.ndarray, *, kind: str, program: dict, **beam) -> np.ndarray:
+    """Counts [..., y, x, e] of specimens by either simulator; `beam` as of `sim.simulate_bse`."""
+    if kind == "nebula":
+        with nebula.program(**program) as found:
+            return nebula.simulate(labels, found, **beam)
+    if kind != "bsevox":
+        raise ValueError(f"simulator.kind must be bsevox or nebula; got {kind!r}. Use bsevox.")
+    return sim.simulate_bse(labels, **beam).counts
 
 
 def specimen(source: str) -> np.ndarray:

@@ -21,6 +21,12 @@ def get_config() -> ConfigDict:
         1.0  # an example keeps a log-uniform fraction of its dose from here to 1; 1: off
     )
 
+    config.simulator = simulator = ConfigDict()  # of the data set
+    simulator.kind = "bsevox"  # or nebula, which needs what follows only to build a missing data set
+    simulator.binary = ""  # its program nebula_gpu or nebula_cpu_mt
+    simulator.materials = ()  # its material files of Si and Cu; none: written from our cross sections
+    simulator.arguments = ""  # more options of its command line, as "--capacity 2000000"
+
     config.model = model = ConfigDict()  # fields of the network's class
     model.name = "bsevoxnet"  # bsevoxnet, compact or unet3d
     model.widths = (384, 768)  # channels of the two stages [P, Table 1]

@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from nebula_files import materials  # noqa: E402, F401, a fixture
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 jax.config.update("jax_compilation_cache_dir", os.path.join(_ROOT, ".jax_cache"))

@@ -173,7 +173,10 @@ def test_walk_lowers_for_accelerators_without_the_branches_of_a_step(platform):
     """The phases of a step stay together only on CPU; on an accelerator a branch would stop the device."""
     labels = np.ones((1, 4, 4, 4), np.uint8)
     cells = imaging._cells((1.0,), np.arange(1), 1, 0, 0, 1)
-    arguments = (imaging.tracking_words(labels), tables.shipped(), cells, np.bool_(True), 1.0, 16)
+    cross_sections = tables.shipped()
+    reach = imaging.reach_nm(cross_sections, 0.05)
+    matter = (imaging.tracking_words(labels), cross_sections, reach.astype(np.float32))
+    arguments = (*matter, cells, sim.Instrument(), np.bool_(True), 1.0, 16, False)
     traced = imaging._walk.trace(*arguments)
     lowered, on_cpu = (traced.lower(lowering_platforms=(name,)).as_text() for name in (platform, "cpu"))
     assert "stablehlo.while" in lowered

@@ -1,10 +1,14 @@
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
 
 from bsevox_jax.sim import elements, inelastic
 
-SI, CU = elements.MATERIALS["Si"], elements.MATERIALS["Cu"]
+SI, CU = elements.material("Si"), elements.material("Cu")
+WITH_MEAN_EXCITATION = [m for m in elements.MATERIALS.values() if not math.isnan(m.mean_excitation_kev)]
 HARTREE = elements.HARTREE_KEV
 
 # Full Penn algorithm, relativistic, mean free path in 0.1 nm at energies in eV above the Fermi level.
@@ -19,24 +23,42 @@ FULL_PENN = {
 }
 
 
-def optical_integrals(material):
-    """The f-sum (electrons per atom) and the ps-sum of the energy-loss function."""
-    table_kev, values = elements.energy_loss_function(material.name)
+# 1 - 1/eps(0) of the electrons. eps(0) of Si and Ge: S. M. Sze, Physics of Semiconductor Devices; n of fused
+# silica at 1 eV: I. H. Malitson, J. Opt. Soc. Am. 55, 1205 (1965).
+PS_SUMS = {"Si": 1 - 1 / 11.7, "Ge": 1 - 1 / 16.0, "SiO2": 1 - 1 / 1.448**2}
+
+
+@pytest.mark.parametrize("material", elements.MATERIALS.values(), ids=lambda m: m.name)
+def test_energy_loss_functions_obey_their_sum_rules(material):
+    f_sum, ps_sum = inelastic.sum_rules(material)
+    numbers = [(elements.element(symbol).atomic_number, number) for symbol, number in material.composition]
+    # The high-energy limit of f1: B. L. Henke et al., At. Data Nucl. Data Tables 54, 181 (1993).
+    electrons = sum(number * (z - (z / 82.5) ** 2.37) for z, number in numbers)
+    # k of TiN is short of 1.3 electrons, and no other source of it reaches beyond 6 eV.
+    assert f_sum == pytest.approx(electrons, rel=0.045 if material.name == "TiN" else 0.02)
+    assert ps_sum == pytest.approx(PS_SUMS.get(material.name, 1.0), rel=0.01)
+
+
+def test_sum_rules_are_integrals_over_the_table():
+    table_kev, values = elements.energy_loss_function(CU)
     w = np.geomspace(table_kev[0], table_kev[-1], 200_001)
     elf = np.exp(np.interp(np.log(w), np.log(table_kev), np.log(values)))
-    bohr_cubed_nm3 = elements.BOHR_NM**3
-    plasmon_squared = 4 * np.pi * material.atoms_per_nm3 * bohr_cubed_nm3 * HARTREE**2
+    plasmon_squared = 4 * np.pi * CU.atoms_per_nm3 * elements.BOHR_NM**3 * HARTREE**2
     f_sum = 2 / np.pi * np.trapezoid(elf * w * w, np.log(w)) / plasmon_squared
-    return f_sum, 2 / np.pi * np.trapezoid(elf, np.log(w))
+    ps_sum = 2 / np.pi * np.trapezoid(elf, np.log(w))
+    np.testing.assert_allclose(inelastic.sum_rules(CU), (f_sum, ps_sum), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "material, screening", [(SI, 1 - 1 / 11.7), (CU, 1.0)], ids=lambda v: getattr(v, "name", "")
-)
-def test_energy_loss_functions_obey_their_sum_rules(material, screening):
-    f_sum, ps_sum = optical_integrals(material)
-    assert f_sum == pytest.approx(material.atomic_number, rel=0.02)
-    assert ps_sum == pytest.approx(screening, rel=0.01)
+def test_no_loss_outside_the_table(tmp_path):
+    table_ev = np.geomspace(5.0, 40.0, 30)
+    rows = [f"{energy},{value}" for energy, value in zip(table_ev, np.ones(30), strict=True)]
+    (tmp_path / "elf.csv").write_text("\n".join(["energy_eV,elf", *rows]))
+    short = dataclasses.replace(CU, elf_path=tmp_path / "elf.csv")
+    losses = inelastic.losses(short, 1.0)
+    centres = (losses.edges_kev[1:] + losses.edges_kev[:-1]) / 2
+    inside = (centres > 0.005) & (centres < 0.040)
+    assert losses.rate_per_nm > 0
+    np.testing.assert_array_equal(losses.cell_rates_per_nm[~inside], 0)
 
 
 @pytest.mark.parametrize("w0", [0.05, 0.6, 30.0])
@@ -81,17 +103,17 @@ def test_mean_free_paths_agree_with_the_full_penn_algorithm(material, energy_ev)
     assert 10 / losses.rate_per_nm == pytest.approx(FULL_PENN[material, energy_ev], rel=tolerance)
 
 
-@pytest.mark.parametrize("material", [SI, CU], ids=lambda m: m.name)
-@pytest.mark.parametrize("energy_kev", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("material", WITH_MEAN_EXCITATION, ids=lambda m: m.name)
+@pytest.mark.parametrize("energy_kev", [2.0, 5.0, 10.0])
 def test_stopping_power_is_near_joy_and_luo(material, energy_kev):
-    number = material.atomic_number
-    k = 0.731 + 0.0688 * np.log10(number)
+    number = material.electrons_per_formula
+    k = 0.731 + 0.0688 * np.log10(number / material.atoms_per_formula)
     j_kev = material.mean_excitation_kev / (1 + k * material.mean_excitation_kev / energy_kev)
     # D. C. Joy, S. Luo, Scanning 11, 176 (1989), in keV/nm.
-    joy_luo = 7.85e-3 * material.density_g_cm3 * number / material.atomic_weight_g_mol / energy_kev
+    joy_luo = 7.85e-3 * material.density_g_cm3 * number / material.formula_weight_g_mol / energy_kev
     joy_luo *= np.log(1.166 * energy_kev / j_kev)
     losses = inelastic.losses(material, energy_kev + material.fermi_kev, loss_limit_kev=energy_kev)
-    assert 1.0 < losses.stopping_kev_per_nm / joy_luo < 1.15
+    assert 1.0 < losses.stopping_kev_per_nm / joy_luo < 1.2
 
 
 def test_integrals_over_the_optical_data_are_converged(monkeypatch):

@@ -12,6 +12,7 @@ import small_export
 import tifffile
 
 import launch
+from bsevox_jax import data
 
 SMALL = [
     "--config=configs/quickstart.py",
@@ -87,6 +88,29 @@ def test_file_of_labels_is_simulated_as_the_phantom_it_came_from(tmp_path):
         assert stack["counts"].shape == (20, 20, 2) and stack["counts"].sum() > 0
 
 
+def test_data_set_of_a_configuration_is_simulated_by_either_simulator(trained, tmp_path, capsys):
+    simulating = ["--mode=simulate", *SMALL[:2]]
+    assert launch.main([*simulating, f"--config.data.data_dir={trained}/data"]) == 0  # it is there
+    assert capsys.readouterr().out == f"{trained}/data/bse_voxels/smoke/2.0.0\n"
+    program = tmp_path / "nebula"  # detects every primary
+    program.write_text("#!/bin/sh\necho This is Nebula version 1.0.2 >&2\n[ $# = 0 ] || cat $6\n")
+    program.chmod(0o755)
+    (tmp_path / "any.mat").touch()
+    of_nebula = [
+        "--config.simulator.kind=nebula",
+        f"--config.simulator.binary={program}",
+        f"--config.simulator.materials=('{tmp_path}/any.mat', '{tmp_path}/any.mat')",
+    ]
+    assert launch.main([*simulating, *of_nebula, f"--config.data.data_dir={tmp_path}/data"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/data/bse_voxels/smoke_nebula/2.0.0\n"
+    splits = data.load(f"{tmp_path}/data", "smoke", kind="nebula")
+    assert all((split.counts == 4).all() for split in splits.values())
+    cube = ["--mode=simulate", "--input=nanocube:2", "--electrons_per_pixel=3", f"--output={tmp_path}/cube"]
+    assert launch.main([*cube, SMALL[0], *of_nebula]) == 0
+    with np.load(tmp_path / "cube" / "stack.npz") as stack:
+        assert (stack["counts"] == 3).all() and stack["counts"].shape == (20, 20, 20)
+
+
 def test_help_names_every_flag(capsys):
     assert launch.main(["--help"]) == 0
     out = capsys.readouterr().out
@@ -148,7 +172,7 @@ def training(folder, *more):
         ("stray", "flags only, as in --mode=evaluate; got stray"),
         ("--process=3", "got '', 0 and 3. Give all three."),
         ("--mode=reconstruct", "--mode=reconstruct needs --input"),
-        ("--mode=simulate", "--mode=simulate needs --input"),
+        ("--mode=simulate", "data.config must name a data set to simulate; got small.npz"),
     ],
 )
 def test_wrong_flag_or_value_is_refused(small, refuses, flag, message):
@@ -158,6 +182,9 @@ def test_wrong_flag_or_value_is_refused(small, refuses, flag, message):
 def test_missing_flag_is_refused(small, refuses):
     refuses([f"--workdir={small}/new"], "--mode=train needs --config")
     refuses([SMALL[0]], "--mode=train needs --workdir")
+    refuses(["--mode=simulate"], "--mode=simulate needs --input")
+    refuses(["--mode=simulate", SMALL[0], "--config.simulator.kind=casino"], "must be bsevox or nebula")
+    refuses(["--mode=simulate", "--input=nanocube:2"], "--mode=simulate needs --output")
 
 
 def reconstructing(small, stack, **more):

@@ -3,16 +3,21 @@ import numpy as np
 import pytest
 from random_electrons import electrons, random_bits
 
-from bsevox_jax.sim.elements import HARTREE_KEV, SPEED_OF_LIGHT_AU
+from bsevox_jax.sim import tables
+from bsevox_jax.sim.elements import HARTREE_KEV, MATERIALS, SPEED_OF_LIGHT_AU
 from bsevox_jax.sim.scattering import (
     Collision,
     EnergyLoss,
     scatter,
     single_pole_loss,
     smallest_momentum_transfer,
+    strike,
     unit_length,
     unit_vector_across,
 )
+from bsevox_jax.sim.transport import medium
+
+SI = MATERIALS["Si"]
 
 
 def test_scattering_keeps_unit_length_and_turns_by_the_polar_angle():
@@ -22,8 +27,8 @@ def test_scattering_keeps_unit_length_and_turns_by_the_polar_angle():
     mu = jnp.asarray(rng.uniform(0, 1, n), jnp.float32)
     across = unit_vector_across(electron, random_bits(rng, n))
     collision = Collision(jnp.ones(n, bool), jnp.zeros(n, bool), mu)
-    event = EnergyLoss(*(jnp.zeros(n) for _ in range(3)), jnp.zeros(n, bool))
-    scattered, _ = scatter(electron, collision, event, across)
+    event = EnergyLoss(*(jnp.zeros(n) for _ in range(4)), jnp.zeros(n, bool))
+    scattered = scatter(electron, collision, event, across)
     new = np.stack(unit_length(scattered)[3:6])
     old, across = np.stack(electron[3:6]), np.stack(across)
     np.testing.assert_allclose((new * new).sum(0), 1, atol=1e-6)
@@ -97,3 +102,46 @@ def test_struck_electron_takes_the_lost_momentum():
     cos = 1 - np.asarray(event.one_minus_cos, float)
     q = np.sqrt(k**2 + k_after**2 - 2 * k * k_after * cos)
     np.testing.assert_allclose(q * event.child_cos, k - k_after * cos, atol=3e-3)
+    np.testing.assert_allclose(event.momentum, q, atol=3e-3)
+
+
+def struck(pole_kev, momentum, loss_kev, n=100_000):
+    """Electrons struck in silicon with a momentum transfer along z, and what struck them."""
+    rng = np.random.default_rng(3)
+    cross_sections = tables.shipped(("Si",))
+    words = jnp.ones((1, 2, 2, 2), jnp.uint16)
+    matter = medium(words, cross_sections, jnp.zeros(len(cross_sections.energies_kev)), 1.0)
+    zero, one = jnp.zeros(n), jnp.ones(n)
+    electron = electrons(rng, n)._replace(ux=zero, uy=zero, uz=one)
+    event = EnergyLoss(loss_kev * one, zero, momentum * one, one, jnp.ones(n, bool))
+    collision = Collision(jnp.zeros(n, bool), jnp.ones(n, bool), pole_kev * one)
+    across = unit_vector_across(electron, random_bits(rng, n))
+    bits = [random_bits(rng, n) for _ in range(3)]
+    return strike(matter, electron, jnp.ones(n, jnp.int32), collision, event, across, bits)
+
+
+def test_struck_electron_of_the_sea_has_the_loss_and_what_it_had():
+    electron = struck(pole_kev=0.02, momentum=1.0, loss_kev=0.09)
+    start_kev = np.asarray(electron.energy_kev, float) + SI.barrier_kev - 0.09
+    assert start_kev.min() >= -1e-6 and start_kev.max() <= SI.fermi_kev + 1e-6
+    assert start_kev.mean() == pytest.approx(0.6 * SI.fermi_kev, rel=0.01)  # density of states ~ sqrt(E)
+    assert not electron.is_primary.any()
+
+
+@pytest.mark.parametrize("pole_kev, binding_kev", [(0.12, 0.0998), (0.16, 0.1497)])
+def test_struck_electron_of_a_core_level_has_the_loss_less_the_binding(pole_kev, binding_kev):
+    electron = struck(pole_kev, momentum=1.0, loss_kev=0.3)
+    expected = 0.3 - binding_kev + SI.fermi_kev - SI.barrier_kev
+    np.testing.assert_allclose(electron.energy_kev, expected, rtol=1e-4)
+
+
+def test_struck_electron_leaves_anywhere_after_a_soft_event_and_along_the_momentum_after_a_hard_one():
+    n = 100_000
+    soft, hard = struck(0.12, 1e-3, 0.15, n), struck(0.12, 100.0, 0.15, n)
+    for cosine in (soft.ux, soft.uy, soft.uz):
+        assert abs(float(cosine.mean())) < 5 / np.sqrt(3 * n)
+        assert abs(float((cosine**2).mean()) - 1 / 3) < 5 * np.sqrt(4 / 45 / n)
+    assert float(hard.uz.min()) > 0.99
+    between = struck(0.12, 2.0, 0.15, n)
+    assert 0.1 < float(between.uz.mean()) < 0.9
+    np.testing.assert_allclose(between.ux**2 + between.uy**2 + between.uz**2, 1, atol=1e-5)

@@ -15,6 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import tfds_bse
+from bsevox_jax import sim
 from bsevox_jax.sim import PAPER_ENERGIES_KEV, SIMULATOR_VERSION, phantoms
 from tfds_bse import cache
 from tfds_bse.bse_voxels.bse_voxels_dataset_builder import Builder
@@ -85,7 +86,8 @@ def test_metadata_tell_how_the_data_were_made(root):
     metadata = tfds.builder_from_directory(tfds_bse.build("smoke", root)).info.metadata
     assert tuple(metadata["beam_energies_kev"]) == PAPER_ENERGIES_KEV
     assert metadata["electrons_per_pixel"] == 4 and metadata["seed"] == 0
-    assert metadata["simulator_version"] == SIMULATOR_VERSION
+    assert metadata["simulator"] == "bsevox" and metadata["simulator_version"] == SIMULATOR_VERSION
+    assert sim.Instrument(**metadata["instrument"]) == SMOKE.instrument == sim.Instrument()
 
 
 def test_damaged_and_missing_chunks_are_made_again_with_the_same_bytes(root, copy, caplog):
@@ -118,7 +120,14 @@ def test_process_zero_makes_what_the_others_left(root, copy):
 
 
 @pytest.mark.parametrize(
-    "change", [{"electrons_per_pixel": 5}, {"seed": 1}, {"beam_energies_kev": PAPER_ENERGIES_KEV[:-1]}]
+    "change",
+    [
+        {"electrons_per_pixel": 5},
+        {"seed": 1},
+        {"beam_energies_kev": PAPER_ENERGIES_KEV[:-1]},
+        {"instrument": sim.Instrument(probe_fwhm_nm=1.0)},
+        {"simulator": "nebula"},
+    ],
 )
 def test_chunks_of_other_settings_are_not_read(copy, change):
     ours = cache.ChunkCache(SMOKE, copy / CHUNKS)
@@ -137,6 +146,8 @@ def test_growing_a_split_keeps_its_chunks():
 def test_unknown_configuration_or_process_is_refused(tmp_path):
     with pytest.raises(ValueError, match="config must be one of smoke, quickstart, paper; got 'big'"):
         tfds_bse.build("big", tmp_path)
+    with pytest.raises(ValueError, match="smoke_nebula must be simulated by Nebula; got no program"):
+        tfds_bse.build("smoke_nebula", tmp_path)
     with pytest.raises(ValueError, match="process must be 0 to processes - 1; got 2 with 2 processes"):
         tfds_bse.build("smoke", tmp_path, process=2, processes=2)
 
@@ -194,6 +205,59 @@ def test_packing_leaves_nothing_in_the_folder_of_temporary_files(copy, tmp_path_
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     tfds_bse.build("smoke", copy)
     assert list(temporary.iterdir()) == []
+
+
+@pytest.fixture
+def nebula(tmp_path):
+    """A program with the banner of Nebula that detects every primary and fails while a file `stop` exists."""
+    program, materials = tmp_path / "nebula", [tmp_path / "si.mat", tmp_path / "cu.mat"]
+    program.write_text(
+        "#!/bin/sh\necho This is Nebula version 1.0.2 >&2\n[ $# = 0 ] && exit 1\n"
+        f"echo start >> {tmp_path}/starts\n[ -e {tmp_path}/stop ] && [ $(wc -l < {tmp_path}/starts) -gt 20 ]"
+        " && echo no memory >&2 && exit 9\ncat $6\n"
+    )
+    program.chmod(0o755)
+    for path in materials:
+        path.write_text(path.name)
+    return {"binary": str(program), "materials": [str(path) for path in materials]}
+
+
+def starts(folder):
+    return len((folder / "starts").read_text().splitlines())
+
+
+def test_nebula_makes_a_set_of_its_own_that_is_read_without_it(nebula, tmp_path):
+    folder = tfds_bse.build("smoke_nebula", tmp_path, **nebula)
+    builder = tfds.builder_from_directory(tfds_bse.build("smoke_nebula", tmp_path))
+    assert starts(tmp_path) == 64, "one start per specimen, none to read"
+    assert builder.info.full_name == "bse_voxels/smoke_nebula/2.0.0" and folder.endswith("smoke_nebula/2.0.0")
+    metadata = builder.info.metadata
+    assert (metadata["simulator"], metadata["nebula_version"]) == ("nebula", "1.0.2")
+    assert len(metadata["nebula_materials_sha256"]) == 2 and "simulator_version" not in metadata
+    for example in builder.as_data_source("test"):
+        assert (example["counts"] == 4).all()
+        key = jax.random.fold_in(jax.random.key(SMOKE.seed), example["index"])
+        labels, _ = jax.jit(phantoms.random_specimen_with_family)(key)
+        np.testing.assert_array_equal(example["labels"], labels)
+
+
+def test_failed_nebula_keeps_the_finished_chunks(nebula, tmp_path):
+    (tmp_path / "stop").touch()
+    with pytest.raises(OSError, match="exit code 9 after 'no memory'") as error:
+        tfds_bse.build("smoke_nebula", tmp_path, **nebula)
+    assert "\n" not in str(error.value)
+    chunks = sorted(path.name for path in (tmp_path / CHUNKS).rglob("*") if path.is_file())
+    assert chunks == ["recipe.json", "train-0000000.npz"] and starts(tmp_path) == 21
+    (tmp_path / "stop").unlink()
+    tfds_bse.build("smoke_nebula", tmp_path, **nebula)
+    assert starts(tmp_path) == 21 + 48
+
+
+def test_set_of_other_materials_is_refused(nebula, tmp_path):
+    tfds_bse.build("smoke_nebula", tmp_path, **nebula)
+    Path(nebula["materials"][1]).write_text("other")
+    with pytest.raises(ValueError, match=r"other settings \(nebula_materials_sha256\)"):
+        tfds_bse.build("smoke_nebula", tmp_path, **nebula)
 
 
 @pytest.mark.slow

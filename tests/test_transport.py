@@ -11,7 +11,9 @@ SI = 1
 
 def slab(labels=None):
     labels = np.ones((20, 20, 20), np.uint8) if labels is None else labels
-    return medium(jnp.asarray(tracking_words(labels[None])), tables.shipped(), 1.0)
+    cross_sections = tables.shipped()
+    everywhere = jnp.full(len(cross_sections.energies_kev), jnp.inf)
+    return medium(jnp.asarray(tracking_words(labels[None])), cross_sections, everywhere, 1.0)
 
 
 def test_free_paths_in_a_uniform_solid_are_exponential():
@@ -62,7 +64,7 @@ def test_mirrors_fold_a_path_like_an_unfolded_specimen():
 
 def surface_flight(n, label_start, label_end):
     labels = [jnp.full(n, value, jnp.int32) for value in (label_start, label_end)]
-    return Flight(*labels, jnp.zeros(n), jnp.zeros(n), jnp.full(n, 3))
+    return Flight(*labels, jnp.zeros(n), jnp.zeros(n), jnp.full(n, 3), jnp.zeros(n))
 
 
 def test_surface_conserves_tangential_momentum_and_reflects_only_slow_normals():

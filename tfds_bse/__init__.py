@@ -14,7 +14,16 @@ import os
 from pathlib import Path
 
 
-def build(config_name: str, data_dir: str | os.PathLike, *, process: int = 0, processes: int = 1) -> str:
+def build(
+    config_name: str,
+    data_dir: str | os.PathLike,
+    *,
+    process: int = 0,
+    processes: int = 1,
+    binary: str = "",
+    materials=(),
+    arguments: str = "",
+) -> str:
     """Makes what is missing of a data set: first the simulated chunks, resumably, then the packed set.
 
     Args:
@@ -22,6 +31,8 @@ def build(config_name: str, data_dir: str | os.PathLike, *, process: int = 0, pr
         data_dir: folder of data sets; the chunks go to `bse_voxels_chunks` in it.
         process, processes: share of this process in the simulation. Process 0 packs; the others return as
             soon as their own chunks are done.
+        binary, materials, arguments: the program of a configuration `*_nebula`, its material files and
+            options (see `sim.nebula.program`). A set that is packed is read without them.
 
     Returns:
         The folder of the packed data set, for `tfds.builder_from_directory`.
@@ -34,25 +45,43 @@ def build(config_name: str, data_dir: str | os.PathLike, *, process: int = 0, pr
     from tfds_bse.bse_voxels.bse_voxels_dataset_builder import Builder, settings
 
     if config_name not in Builder.builder_configs:
+        ours = [config.name for config in Builder.BUILDER_CONFIGS if config.simulator == "bsevox"]
         raise ValueError(
-            f"config must be one of {', '.join(Builder.builder_configs)}; got {config_name!r}. Take one."
+            f"config must be one of {', '.join(ours)}; got {config_name!r}. Take one, or one with _nebula."
         )
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0 to processes - 1; got {process} with {processes} processes.")
     config = Builder.builder_configs[config_name]
     root = Path(data_dir).expanduser().absolute()
     folder = root / Builder.name / config_name / str(Builder.VERSION)
-    if os.path.lexists(folder):
-        _check(folder, settings(config))
-        return str(folder)
-    chunks = cache.ChunkCache(config, root / f"{Builder.name}_chunks")
-    chunks.fill(process, processes)
-    if process == 0:
-        _pack(Builder, chunks, root)
+    with _program(config, binary, materials, arguments) as program:
+        recipe = cache.recipe(config, program)
+        unknown_program = config.simulator == "nebula" and not program
+        if os.path.lexists(folder):
+            _check(folder, settings(config, recipe), unknown_program)
+            return str(folder)
+        if unknown_program:
+            raise ValueError(
+                f"the data set {config_name} must be simulated by Nebula; got no program. Give the path "
+                "of its binary, or take the simulator bsevox."
+            )
+        chunks = cache.ChunkCache(config, root / f"{Builder.name}_chunks", recipe)
+        chunks.fill(process, processes, program)
+        if process == 0:
+            _pack(Builder, chunks, settings(config, recipe), root)
     return str(folder)
 
 
-def _pack(builder_class, chunks, root: Path) -> None:
+def _program(config, binary, materials, arguments):
+    """The Nebula program of a configuration; None if it is not given, or not of use."""
+    from bsevox_jax.sim import nebula
+
+    if config.simulator != "nebula" or not binary:
+        return contextlib.nullcontext()
+    return nebula.program(binary, materials, arguments)
+
+
+def _pack(builder_class, chunks, settings: dict, root: Path) -> None:
     """Packs the chunks; the folder gets its final name when it is complete."""
     import tensorflow_datasets as tfds
 
@@ -61,6 +90,7 @@ def _pack(builder_class, chunks, root: Path) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder = builder_class(config=chunks.config.name, data_dir=root, file_format="array_record")
+            builder.info.metadata.update(settings)
             builder.download_and_prepare(download_config=sources, download_dir=chunks.root)
         _write_checksums(Path(builder.data_dir))
     except FileNotFoundError:
@@ -72,7 +102,7 @@ def _pack(builder_class, chunks, root: Path) -> None:
         ) from error
 
 
-def _check(folder: Path, settings: dict) -> None:
+def _check(folder: Path, settings: dict, unknown_program: bool) -> None:
     """Raises if a packed data set is damaged or was made with other settings."""
     try:
         found = json.loads((folder / "metadata.json").read_text())
@@ -86,6 +116,8 @@ def _check(folder: Path, settings: dict) -> None:
             "packed anew from the chunks within seconds."
         )
     wanted = json.loads(json.dumps(settings))
+    if unknown_program:
+        found = {key: value for key, value in found.items() if not key.startswith("nebula_")}
     different = sorted(key for key in wanted | found if wanted.get(key) != found.get(key))
     if different:
         raise ValueError(

@@ -13,10 +13,15 @@ from absl import app, flags, logging
 
 import tfds_bse
 
-_CONFIG = flags.DEFINE_string("config", "quickstart", "Configuration: smoke, quickstart or paper.")
+_CONFIG = flags.DEFINE_string(
+    "config", "quickstart", "Configuration: smoke, quickstart or paper, or one of them with _nebula."
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of data sets.")
 _PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes that share the simulation.")
+_BINARY = flags.DEFINE_string("nebula", "", "Program nebula_gpu or nebula_cpu_mt, for *_nebula.")
+_MATERIALS = flags.DEFINE_list("nebula_materials", [], "Its material files of Si and Cu; none: ours.")
+_ARGUMENTS = flags.DEFINE_string("nebula_arguments", "", 'More options, as "--capacity 2000000".')
 
 
 def main(argv):
@@ -28,7 +33,13 @@ def main(argv):
         if len(argv) > 1:
             raise ValueError(f"flags only, e.g. --config=smoke; got {argv[1]!r}.")
         folder = tfds_bse.build(
-            _CONFIG.value, _DATA_DIR.value, process=_PROCESS.value, processes=_PROCESSES.value
+            _CONFIG.value,
+            _DATA_DIR.value,
+            process=_PROCESS.value,
+            processes=_PROCESSES.value,
+            binary=_BINARY.value,
+            materials=_MATERIALS.value,
+            arguments=_ARGUMENTS.value,
         )
     except (ValueError, OSError) as error:
         _stop(error.strerror if isinstance(error, OSError) and error.strerror else error)

@@ -23,7 +23,7 @@ import numpy as np
 import tqdm
 
 from bsevox_jax import sim
-from bsevox_jax.sim import phantoms, tables
+from bsevox_jax.sim import nebula, phantoms, tables
 
 SPLITS = ("train", "validation", "test")
 SPECIMENS_PER_CHUNK = 16  # minutes on two cores at the highest dose, seconds on an accelerator
@@ -34,12 +34,18 @@ DTYPES = {"index": np.int64, "family": np.int64, "labels": np.uint8, "counts": n
 _draw = jax.jit(jax.vmap(phantoms.random_specimen_with_family))
 
 
-def recipe(config) -> dict:
-    """What decides the bytes of a chunk, apart from its split and number; JSON types only."""
-    cross_sections = dataclasses.asdict(tables.shipped())
-    arrays = [np.asarray(cross_sections[name]) for name in sorted(cross_sections) if name != "provenance"]
+def recipe(config, program: nebula.Program | None = None) -> dict:
+    """What decides the bytes of a chunk, apart from its split and number; JSON types only.
+
+    Args:
+        config: of the data set.
+        program: the Nebula program, if the configuration asks for Nebula. Its chunks repeat but for the
+            chance of which thread takes which electron.
+    """
     families = [[f.name, f.weight, f.draw.__name__, f.ranges] for f in phantoms.FAMILIES]
     return {
+        "simulator": config.simulator,
+        "instrument": dataclasses.asdict(config.instrument),
         "beam_energies_kev": list(config.beam_energies_kev),
         "electrons_per_pixel": config.electrons_per_pixel,
         "seed": config.seed,
@@ -47,6 +53,14 @@ def recipe(config) -> dict:
         "phantoms_version": phantoms.PHANTOMS_VERSION,
         "families": families,
         "cu_fraction": list(phantoms.CU_FRACTION),
+        **(_own_simulator() if config.simulator == "bsevox" else program.recipe() if program else {}),
+    }
+
+
+def _own_simulator() -> dict:
+    cross_sections = dataclasses.asdict(tables.shipped())
+    arrays = [np.asarray(cross_sections[name]) for name in sorted(cross_sections) if name != "provenance"]
+    return {
         "simulator_version": sim.SIMULATOR_VERSION,
         "cross_sections_sha256": hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest(),
     }
@@ -59,14 +73,25 @@ def fingerprint(settings: dict) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkCache:
-    """The chunks of one data-set configuration below `root`."""
+    """The chunks of one data-set configuration below `root`.
+
+    Attributes:
+        config: of the data set.
+        root: folder of the chunks of all configurations.
+        made_with: the recipe, if a Nebula program is in it.
+    """
 
     config: object
     root: Path
+    made_with: dict | None = None
+
+    @functools.cached_property
+    def recipe(self) -> dict:
+        return self.made_with or recipe(self.config)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return fingerprint(recipe(self.config))
+        return fingerprint(self.recipe)
 
     @property
     def folder(self) -> Path:
@@ -80,7 +105,7 @@ class ChunkCache:
             for first in range(0, self.config.specimens[split], SPECIMENS_PER_CHUNK)
         ]
 
-    def fill(self, process: int, processes: int) -> None:
+    def fill(self, process: int, processes: int, program: nebula.Program | None = None) -> None:
         """Simulates what is missing.
 
         Process p of P makes the chunks p, p + P, ...; process 0 then makes, from the end, whatever is still
@@ -88,7 +113,7 @@ class ChunkCache:
         no harm, they have the same bytes.
 
         Raises:
-            OSError: a chunk cannot be written; one line with the remedy.
+            OSError: a chunk cannot be written, or Nebula failed; one line with the remedy.
         """
         chunks = self.chunks()
         mine = chunks[process::processes]
@@ -100,7 +125,7 @@ class ChunkCache:
         with tqdm.tqdm(total=total, initial=total - here, unit=" specimens", disable=not here) as progress:
             for split, specimens in missing:
                 if self._load(split, specimens) is None:  # another process may have made it meanwhile
-                    self._write(split, specimens, simulate(self.config, split, specimens))
+                    self._write(split, specimens, simulate(self.config, split, specimens, program))
                 progress.update(len(specimens))
 
     def read(self, split: str) -> Iterator[dict]:
@@ -125,7 +150,7 @@ class ChunkCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "recipe.json").write_text(  # for the reader; the checksums do not need it
-                json.dumps(recipe(self.config), indent=1) + "\n"
+                json.dumps(self.recipe, indent=1) + "\n"
             )
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
@@ -169,28 +194,33 @@ class ChunkCache:
         return None
 
 
-def simulate(config, split: str, specimens: range) -> dict:
+def simulate(config, split: str, specimens: range, program: nebula.Program | None = None) -> dict:
     """Draws and images specimens of a split: index [n], family [n], labels [n, y, x, z], counts [n, y, x, e].
 
     Raises:
+        OSError: Nebula failed.
         ValueError: a count does not fit into 16 bits.
     """
     index = np.arange(specimens.start, specimens.stop) + FIRST_SPECIMEN[split]
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(config.seed)))(index)
     labels, family = jax.device_get(_draw(keys))
-    images = sim.simulate_bse(
-        labels,
-        electrons_per_pixel=config.electrons_per_pixel,
-        beam_energies_kev=config.beam_energies_kev,
-        seed=config.seed,
-        specimen_ids=index,
-    )
-    if images.counts.max() > np.iinfo(np.uint16).max:
+    options = {
+        "electrons_per_pixel": config.electrons_per_pixel,
+        "beam_energies_kev": config.beam_energies_kev,
+        "instrument": config.instrument,
+        "seed": config.seed,
+        "specimen_ids": index,
+    }
+    if config.simulator == "nebula":
+        counts = nebula.simulate(labels, program, **options)
+    else:
+        counts = sim.simulate_bse(labels, **options).counts
+    if counts.max() > np.iinfo(np.uint16).max:
         raise ValueError(
-            f"counts must fit into 16 bits; got {images.counts.max()} at {config.electrons_per_pixel} "
+            f"counts must fit into 16 bits; got {counts.max()} at {config.electrons_per_pixel} "
             "electrons per pixel. Use fewer, e.g. 20000."
         )
-    arrays = {"index": index, "family": family, "labels": labels, "counts": images.counts}
+    arrays = {"index": index, "family": family, "labels": labels, "counts": counts}
     return {name: array.astype(DTYPES[name]) for name, array in arrays.items()}
 
 

@@ -1,11 +1,30 @@
 """The physics library: electrons in matter, from cross sections to backscattered-electron images.
 
-Reading order: elements, elastic, inelastic, tables, specimen, transport, lanes, imaging, phantoms. It uses
+Reading order: elements, elastic, inelastic, tables, specimen, transport, scattering, reach,
+instrument, lanes, step, walk, imaging, phantoms. It uses
 numpy, scipy and jax, and nothing else of this project.
 """
 
 from bsevox_jax.sim import phantoms
-from bsevox_jax.sim.imaging import PAPER_ENERGIES_KEV, SIMULATOR_VERSION, BseImages, simulate_bse
+from bsevox_jax.sim.imaging import (
+    PAPER_ENERGIES_KEV,
+    SIMULATOR_VERSION,
+    BseImages,
+    BseSpectrum,
+    simulate_bse,
+    simulate_spectrum,
+)
+from bsevox_jax.sim.instrument import Instrument
 from bsevox_jax.sim.specimen import Specimen
 
-__all__ = ["PAPER_ENERGIES_KEV", "SIMULATOR_VERSION", "BseImages", "Specimen", "phantoms", "simulate_bse"]
+__all__ = [
+    "PAPER_ENERGIES_KEV",
+    "SIMULATOR_VERSION",
+    "BseImages",
+    "BseSpectrum",
+    "Instrument",
+    "Specimen",
+    "phantoms",
+    "simulate_bse",
+    "simulate_spectrum",
+]

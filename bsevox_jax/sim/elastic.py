@@ -12,7 +12,6 @@ from scipy.special import spherical_jn, spherical_yn
 
 from bsevox_jax.sim import elements
 
-ATOMS = ("free", "muffin_tin")
 _C = elements.SPEED_OF_LIGHT_AU
 _FREE_RADIUS = 16.0  # beyond it the potential of a free atom is nothing: 20 changes no cross section by 1e-6
 _STEPS_PER_RADIAN = 4.0
@@ -35,34 +34,35 @@ class PartialWaves:
     down_rad: np.ndarray
 
 
-def partial_waves(material: elements.Material, energy_kev: float, *, atom: str = "free") -> PartialWaves:
+def partial_waves(
+    symbol: str, energy_kev: float, *, muffin_tin_radius_nm: float | None = None
+) -> PartialWaves:
     """Solves the radial Dirac equation for every kappa that feels the atom.
 
     Outside the potential P = r [cos d j_l(kr) - sin d n_l(kr)], and with R = s (Q/P)(E + 2c^2)/(ck) the phase
     shift follows from tan d = (R j_l - j_l')/(R n_l - n_l'); l' = l - s, s = sign(kappa).
 
     Args:
-      material: the element.
+      symbol: the element, H to Lr.
       energy_kev: kinetic energy, from about 0.03 keV.
-      atom: "free", or "muffin_tin" for an atom that ends half way to its neighbours.
+      muffin_tin_radius_nm: where the atom ends, half way to its neighbours; None for a free atom.
 
     Returns:
       The phase shifts.
 
     Raises:
-      ValueError: another kind of atom.
+      ValueError: an unknown element.
 
     Source: Salvat et al. 2005.
     """
-    if atom not in ATOMS:
-        raise ValueError(f"atom must be one of {', '.join(ATOMS)}; got {atom!r}.")
+    free = muffin_tin_radius_nm is None
+    radius = _FREE_RADIUS if free else muffin_tin_radius_nm / elements.BOHR_NM
     energy = energy_kev / elements.HARTREE_KEV
     k = np.sqrt(energy * (energy + 2 * _C**2)) / _C
-    radius = _FREE_RADIUS if atom == "free" else material.muffin_tin_radius_nm / elements.BOHR_NM
     x = k * radius
     l_max = int(x + 4 * x ** (1 / 3)) + 2  # Wiscombe's rule for scattering by a sphere with an edge
     orders = np.arange(1, l_max + 2)  # |kappa|
-    ratio = _integrate(material, energy, atom, orders, radius)
+    ratio = _integrate(_potential(symbol, energy, muffin_tin_radius_nm), energy, orders, radius)
     sign = np.array([[-1.0], [1.0]])
     l = np.stack([orders - 1, orders])
     l_small = np.stack([orders, orders - 1])
@@ -100,14 +100,18 @@ def angular_distribution(waves: PartialWaves) -> tuple[np.ndarray, np.ndarray]:
     return edges, (differential_nm2(waves, mu.ravel()).reshape(mu.shape) * solid_angle).sum(1)
 
 
-def transport_cross_section_nm2(waves: PartialWaves) -> float:
-    """First transport cross section, the solid-angle integral of (1 - cos theta) dsigma."""
+def transport_cross_section_nm2(waves: PartialWaves, order: int = 1) -> float:
+    """Transport cross section of order 1 or 2: the solid-angle integral of (1 - P_order(cos theta)) dsigma.
+
+    Order 1 weighs with 1 - cos theta, order 2 with 1.5 (1 - cos^2 theta).
+    """
     _, mu, solid_angle = _angle_cells()
-    return float((2 * mu * differential_nm2(waves, mu.ravel()).reshape(mu.shape) * solid_angle).sum())
+    weight = {1: 2 * mu, 2: 6 * mu * (1 - mu)}[order]
+    return float((weight * differential_nm2(waves, mu.ravel()).reshape(mu.shape) * solid_angle).sum())
 
 
 def static_potential(
-    material: elements.Material, r: np.ndarray, *, atom: str = "free"
+    symbol: str, r: np.ndarray, *, muffin_tin_radius_nm: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Electrostatic energy of an electron (Hartree) and electron density (1/Bohr^3) at r (Bohr).
 
@@ -115,7 +119,7 @@ def static_potential(
     V(r) + V(2R - r) - 2 V(R), n(r) + n(2R - r). Its r must not exceed R.
     Sources: `elements.screening`; muffin tin: Salvat et al. 2005.
     """
-    charge, decay = elements.screening(material.name)
+    charge, decay = elements.screening(symbol)
 
     def free(r):
         screened = charge * np.exp(-decay * r[..., None])
@@ -123,21 +127,25 @@ def static_potential(
         return potential, (screened * decay**3).sum(-1) / (8 * np.pi)
 
     potential, density = free(r)
-    if atom == "free":
+    if muffin_tin_radius_nm is None:
         return potential, density
-    radius = material.muffin_tin_radius_nm / elements.BOHR_NM
+    radius = muffin_tin_radius_nm / elements.BOHR_NM
     mirrored_potential, mirrored_density = free(2 * radius - r)
     return potential + mirrored_potential - 2 * free(np.array([radius]))[0], density + mirrored_density
 
 
-def _potential(material, r, energy, atom):
-    """Static potential plus exchange: J. B. Furness, I. E. McCarthy, J. Phys. B 6, 2280 (1973)."""
-    static, density = static_potential(material, r, atom=atom)
-    local = energy - static
-    return static + (local - np.sqrt(local**2 + 4 * np.pi * density)) / 2
+def _potential(symbol, energy, muffin_tin_radius_nm):
+    """Static potential plus exchange of J. B. Furness, I. E. McCarthy, J. Phys. B 6, 2280 (1973), of r."""
+
+    def potential(r):
+        static, density = static_potential(symbol, r, muffin_tin_radius_nm=muffin_tin_radius_nm)
+        local = energy - static
+        return static + (local - np.sqrt(local**2 + 4 * np.pi * density)) / 2
+
+    return potential
 
 
-def _integrate(material, energy, atom, orders, radius):
+def _integrate(potential, energy, orders, radius):
     """Q/P at the radius, [2, |kappa|], rows kappa < 0 and kappa > 0.
 
     Each kappa starts deep under its centrifugal barrier with the growing solution of the local equation. The
@@ -145,8 +153,8 @@ def _integrate(material, energy, atom, orders, radius):
     """
     k = np.sqrt(energy * (energy + 2 * _C**2)) / _C
     starts = np.minimum(orders / k, radius) * 10.0 ** (-8.0 / orders)
-    nodes = _radial_nodes(material, energy, atom, starts[0], radius)
-    constant, times_kappa, ratio, k_r_squared = _magnus_steps(material, energy, atom, nodes)
+    nodes = _radial_nodes(potential, energy, starts[0], radius)
+    constant, times_kappa, ratio, k_r_squared = _magnus_steps(potential, energy, nodes)
     kappa = np.array([[-1.0], [1.0]]) * orders
     p, q = np.empty_like(kappa), np.empty_like(kappa)
     begun = 0
@@ -168,7 +176,7 @@ def _integrate(material, energy, atom, orders, radius):
     return q / p
 
 
-def _magnus_steps(material, energy, atom, nodes):
+def _magnus_steps(potential, energy, nodes):
     """Omega = [[a, b], [c, -a]] of every step, each entry a constant and a multiple of kappa.
 
     dP/dr = -(kappa/r) P + alpha Q, dQ/dr = (kappa/r) Q - beta P, alpha = (E - V + 2c^2)/c, beta = (E - V)/c.
@@ -181,7 +189,7 @@ def _magnus_steps(material, energy, atom, nodes):
     """
     h = np.diff(nodes)
     r1, r2 = (nodes[:-1] + h * (0.5 + side * np.sqrt(3) / 6) for side in (-1, 1))
-    beta1, beta2 = ((energy - _potential(material, r, energy, atom)) / _C for r in (r1, r2))
+    beta1, beta2 = ((energy - potential(r)) / _C for r in (r1, r2))
     alpha1, alpha2 = beta1 + 2 * _C, beta2 + 2 * _C
     g = np.sqrt(3) / 12 * h**2
     constant = (g * (alpha1 * beta2 - alpha2 * beta1), h / 2 * (alpha1 + alpha2), -h / 2 * (beta1 + beta2))
@@ -193,10 +201,10 @@ def _magnus_steps(material, energy, atom, nodes):
     return constant, times_kappa, 1 / (r1 * alpha1), r1**2 * alpha1 * beta1
 
 
-def _radial_nodes(material, energy, atom, first, last):
+def _radial_nodes(potential, energy, first, last):
     """Nodes of equal phase: so many per radian of the local wave, and so many per e-fold of r."""
     fine = np.geomspace(first, last, 20000)
-    local = energy - _potential(material, fine, energy, atom)
+    local = energy - potential(fine)
     k_local = np.sqrt(np.maximum(local * (local + 2 * _C**2), 0)) / _C
     per_log_r = _STEPS_PER_RADIAN * k_local * fine + _STEPS_PER_E_FOLD
     cells = (per_log_r[1:] + per_log_r[:-1]) / 2 * np.diff(np.log(fine))

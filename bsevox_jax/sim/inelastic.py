@@ -52,12 +52,13 @@ def losses(material: elements.Material, energy_kev: float, *, loss_limit_kev: fl
     """
     t = energy_kev / elements.HARTREE_KEV
     limit_kev = (energy_kev - material.fermi_kev) / 2 if loss_limit_kev is None else loss_limit_kev
-    table_kev, values = elements.energy_loss_function(material.name)
+    table_kev, values = elements.energy_loss_function(material)
     edges_kev = _cell_edges(material.loss_onset_kev, max(limit_kev, 2 * material.loss_onset_kev), table_kev)
     points, weights = np.polynomial.legendre.leggauss(3)
     half = np.diff(np.log(edges_kev))[:, None] / 2
     w0_kev = edges_kev[:-1, None] * np.exp(half * (1 + points))
-    elf = np.exp(np.interp(np.log(w0_kev), np.log(table_kev), np.log(values)))
+    log_elf = np.interp(np.log(w0_kev), np.log(table_kev), np.log(values), left=-np.inf, right=-np.inf)
+    elf = np.exp(log_elf)
     w0 = w0_kev / elements.HARTREE_KEV
     x_min, x_max = momentum_range(t, w0, limit_kev / elements.HARTREE_KEV)
     density = elf * w0 * half * weights / (np.pi * velocity_squared(t))
@@ -69,6 +70,22 @@ def losses(material: elements.Material, energy_kev: float, *, loss_limit_kev: fl
         edges_kev=edges_kev,
         cell_rates_per_nm=cells / elements.BOHR_NM,
     )
+
+
+def sum_rules(material: elements.Material) -> tuple[float, float]:
+    """The two integrals that an energy-loss function obeys, over its table and exact on the power laws.
+
+    f-sum: (2/pi) int w ELF dw / (4 pi n), n formula units per volume, should be the electrons of the formula
+    (of heavy atoms a little less). ps-sum: (2/pi) int ELF dw/w should be 1 - 1/eps(0): 1 for a metal,
+    1 - 1/n(0)^2 for an insulator without its phonons.
+
+    Source: S. Tanuma, C. J. Powell, D. R. Penn, J. Electron Spectrosc. Relat. Phenom. 62, 95 (1993).
+    """
+    w_kev, elf = elements.energy_loss_function(material)
+    w = w_kev / elements.HARTREE_KEV
+    formulas = material.atoms_per_nm3 * elements.BOHR_NM**3 / material.atoms_per_formula
+    f_sum = _power_law_integral(w, elf * w) / (2 * np.pi**2 * formulas)
+    return float(f_sum), float(2 / np.pi * _power_law_integral(w, elf / w))
 
 
 def velocity_squared(t: np.ndarray) -> np.ndarray:
@@ -121,3 +138,12 @@ def _cell_edges(first, last, table_kev):
     """Logarithmic cells, split at the points of the table."""
     inside = table_kev[(table_kev > first) & (table_kev < last)]
     return np.union1d(np.geomspace(first, last, _CELLS + 1), inside)
+
+
+def _power_law_integral(x, y):
+    """Integral of y between the points x, a power law in each interval."""
+    step = np.diff(np.log(x))
+    exponent = np.diff(np.log(x * y))
+    near_zero = np.abs(exponent) < 1e-6  # the integrand x y is then constant in ln x
+    mean = np.expm1(exponent) / np.where(near_zero, 1.0, exponent)
+    return (x[:-1] * y[:-1] * step * np.where(near_zero, 1.0, mean)).sum()

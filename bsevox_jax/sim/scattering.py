@@ -44,35 +44,38 @@ def meet(medium: Medium, flight: Flight, row, kind_bits, quantile_bits) -> Colli
     return Collision(elastic, real & ~elastic, low + (position - point) * (high - low))
 
 
-def scatter(electron: Electron, collision: Collision, event, across):
+def scatter(electron: Electron, collision: Collision, event, across) -> Electron:
     """Deflects an electron and takes its energy loss.
 
     Args:
         event: the `EnergyLoss` of the collision, used if it is inelastic.
         across: unit vector across the direction of flight, towards which the electron turns.
-
-    Returns:
-        The scattered electron and the electron it struck, still without energy.
     """
     inelastic = collision.inelastic & event.possible
     one_minus_cos = jnp.where(
         collision.elastic, 2 * collision.drawn, jnp.where(inelastic, event.one_minus_cos, 0.0)
     )
     loss_kev = jnp.where(inelastic, event.loss_kev, 0.0)
-    old = (electron.ux, electron.uy, electron.uz)
     sin = jnp.sqrt(jnp.maximum(one_minus_cos * (2 - one_minus_cos), 0.0))
+    old = (electron.ux, electron.uy, electron.uz)
     ux, uy, uz = (u + (sin * p - one_minus_cos * u) for u, p in zip(old, across, strict=True))
-    scattered = electron._replace(ux=ux, uy=uy, uz=uz, energy_kev=electron.energy_kev - loss_kev)
-    sin = jnp.sqrt(jnp.maximum(1 - event.child_cos * event.child_cos, 0.0))
-    ux, uy, uz = (event.child_cos * u - sin * p for u, p in zip(old, across, strict=True))
-    child = electron._replace(ux=ux, uy=uy, uz=uz, is_primary=jnp.zeros_like(electron.is_primary))
-    return scattered, child
+    return electron._replace(ux=ux, uy=uy, uz=uz, energy_kev=electron.energy_kev - loss_kev)
 
 
-def struck_energy_kev(medium: Medium, label, collision: Collision, event, child_bits):
-    """Energy, in vacuum terms, of an electron struck in the Fermi sea or in the deepest open core level.
+def strike(medium: Medium, electron: Electron, label, collision: Collision, event, across, bits) -> Electron:
+    """The electron that an inelastic event struck, in the Fermi sea or in the deepest open core level.
 
-    Zero or less if there is none or it cannot leave.
+    Its energy is W + E_i from the sea, W - B + E_F from a core level; its direction that of q + k_i, where
+    the momentum k_i it had before points anywhere: k_i^2/2 is E_i in the sea, and B, by the virial theorem,
+    in a core level (E. Kieft, E. Bosch, J. Phys. D 41, 215310 (2008)).
+
+    Args:
+        electron: that struck it, before the event.
+        across: unit vector across its direction, towards which it turns.
+        bits: three uint32.
+
+    Returns:
+        The struck electron; its energy (vacuum terms) is zero or less if there is none or it cannot leave.
     """
     barrier_kev, fermi_kev = look_up(medium.barrier_kev, label), look_up(medium.fermi_kev, label)
     edges = medium.core_edges_kev.shape[0] // medium.barrier_kev.shape[0]
@@ -80,17 +83,35 @@ def struck_energy_kev(medium: Medium, label, collision: Collision, event, child_
     for edge in range(edges):
         edge_kev = look_up(medium.core_edges_kev, label * edges + edge)
         binding_kev = jnp.where(collision.drawn >= edge_kev, edge_kev, binding_kev)
-    sea_kev = fermi_kev * jnp.exp(jnp.log(uniform(child_bits)) * (2 / 3))  # density of states ~ sqrt(E)
-    start_kev = jnp.where(binding_kev > 0, fermi_kev - binding_kev, sea_kev)
+    sea_kev = fermi_kev * jnp.exp(jnp.log(uniform(bits[0])) * (2 / 3))  # density of states ~ sqrt(E)
+    from_core = binding_kev > 0
+    start_kev = jnp.where(from_core, fermi_kev - binding_kev, sea_kev)
     inelastic = collision.inelastic & event.possible
-    return jnp.where(inelastic, event.loss_kev + start_kev - barrier_kev, 0.0)
+    energy_kev = jnp.where(inelastic, event.loss_kev + start_kev - barrier_kev, 0.0)
+
+    momentum = jnp.sqrt(2 / HARTREE_KEV * jnp.where(from_core, binding_kev, sea_kev))
+    cos, turn = 2 * uniform(bits[1]) - 1, cos_sin_turns(uniform(bits[2]))
+    sin = jnp.sqrt(1 - cos * cos)
+    before = (sin * turn[0], sin * turn[1], cos)
+    along = event.momentum * event.child_cos
+    aside = event.momentum * jnp.sqrt(jnp.maximum(1 - event.child_cos * event.child_cos, 0.0))
+    old = (electron.ux, electron.uy, electron.uz)
+    after = [along * u - aside * p + momentum * k for u, p, k in zip(old, across, before, strict=True)]
+    length = jnp.sqrt(jnp.maximum(sum(c * c for c in after), 1e-12))
+    ux, uy, uz = (c / length for c in after)
+    born = jnp.zeros_like(electron.is_primary)
+    return electron._replace(ux=ux, uy=uy, uz=uz, energy_kev=energy_kev, is_primary=born)
 
 
 class EnergyLoss(NamedTuple):
-    """An inelastic event: loss W, deflection, direction of the struck electron, and whether it can happen."""
+    """An inelastic event: loss W, deflection, momentum q given away (atomic units), whether it can happen.
+
+    `child_cos` is the cosine between q and the direction of flight; the rest points against the deflection.
+    """
 
     loss_kev: jax.Array
     one_minus_cos: jax.Array
+    momentum: jax.Array
     child_cos: jax.Array
     possible: jax.Array
 
@@ -136,8 +157,9 @@ def single_pole_loss(kinetic_kev, fermi_kev, pole_kev, u) -> EnergyLoss:
     k_after = jnp.sqrt(2 * jnp.maximum(t - loss, 1e-6))
     change = 2 * loss / (k + k_after)
     one_minus_cos = jnp.clip((x - change * change) / (2 * k * k_after), 0.0, 2.0)
-    child_cos = jnp.clip((k - k_after * (1 - one_minus_cos)) / jnp.sqrt(x), -1.0, 1.0)
-    return EnergyLoss(loss * HARTREE_KEV, one_minus_cos, child_cos, possible)
+    momentum = jnp.sqrt(x)
+    child_cos = jnp.clip((k - k_after * (1 - one_minus_cos)) / momentum, -1.0, 1.0)
+    return EnergyLoss(loss * HARTREE_KEV, one_minus_cos, momentum, child_cos, possible)
 
 
 def smallest_momentum_transfer(v, b, w0):

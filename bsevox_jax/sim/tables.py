@@ -1,24 +1,21 @@
-"""Cross sections of a set of materials, tabulated for the transport kernel.
-
-`python -m bsevox_jax.sim.tables` rebuilds the tables shipped in `data/`.
-"""
+"""Cross sections of a set of materials, tabulated for the transport kernel; made by `tabulate`."""
 
 import dataclasses
 import json
 import os
-import sys
 import zipfile
 
 import jax
 import numpy as np
-import scipy
 
-from bsevox_jax.sim import elastic, elements, inelastic
+from bsevox_jax.sim import elements
 
 VACUUM = "vacuum"
+ATOMS = ("muffin_tin", "free")
 ENERGIES_KEV = np.geomspace(0.040, 11.0, 64)
 LOG_QUANTILES = np.linspace(0.0, np.log(1e-7), 512)
 """ln c of the tabulated complementary quantiles: the share c of all events has a larger value."""
+SHIPPED_DIR = elements.DATA_DIR / "tables"
 _STATIC = ("material_names", "provenance")
 
 
@@ -39,7 +36,7 @@ class CrossSections:
       barrier_kev: [M] U0, from the bottom of the valence band to the vacuum level.
       fermi_kev: [M] E_F, from the same bottom.
       core_edges_kev: [M, K] binding energies of inner shells, ascending, padded with inf.
-      provenance: JSON of sources, model choices and versions.
+      provenance: JSON of sources, model choices and versions: a record, or a list of them.
     """
 
     material_names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
@@ -64,54 +61,45 @@ class CrossSections:
         if missing:
             raise ValueError(
                 f"cross sections must cover the materials of the specimen; got {', '.join(missing)}, have "
-                f"{', '.join(self.material_names[1:])}. Build them with tables.build and pass them."
+                f"{', '.join(self.material_names[1:])}. Pass tables.shipped(materials) or tables.combine(..)."
             )
         names = (VACUUM, *(name for name in names if name != VACUUM))
         rows = np.array([self.material_names.index(name) for name in names])
-        per_material = [f.name for f in dataclasses.fields(self) if f.name not in (*_STATIC, "energies_kev")]
         return dataclasses.replace(
-            self, material_names=names, **{name: getattr(self, name)[rows] for name in per_material}
+            self, material_names=names, **{name: getattr(self, name)[rows] for name in _per_material()}
         )
 
 
-def build(materials: tuple[str, ...] = ("Si", "Cu"), *, atom: str = "muffin_tin") -> CrossSections:
-    """Computes the tables from the atomic and optical data; about ten seconds.
-
-    Args:
-      materials: names in `elements.MATERIALS`, in the order of the labels 1, 2, ...
-      atom: "muffin_tin", or "free" for isolated atoms (see `elastic`).
-
-    Returns:
-      Tables in float32, computed in float64.
+def combine(*parts: CrossSections) -> CrossSections:
+    """Joins tables: labels 1, 2, .. are the materials of the parts in their order.
 
     Raises:
-      ValueError: an unknown material or kind of atom.
+      ValueError: no part, a material twice, or different energies.
     """
-    chosen = [elements.material(name) for name in materials]
-    shape = (len(chosen) + 1, len(ENERGIES_KEV))
-    rates = np.zeros((2, *shape))
-    quantiles = np.zeros((2, *shape, len(LOG_QUANTILES)))
-    for label, material in enumerate(chosen, start=1):
-        for row, energy_kev in enumerate(ENERGIES_KEV):
-            for process, tabulate in enumerate((_elastic_row, _inelastic_row)):
-                rates[process, label, row], quantiles[process, label, row] = tabulate(
-                    material, energy_kev + material.barrier_kev, atom
-                )
-            _show_progress(f"{material.name}, {atom} atom", row + 1, len(ENERGIES_KEV))
-    edges = np.full((len(chosen) + 1, max(len(m.core_edges_kev) for m in chosen)), np.inf)
-    for label, material in enumerate(chosen, start=1):
-        edges[label, : len(material.core_edges_kev)] = material.core_edges_kev
-    return CrossSections(
-        material_names=(VACUUM, *materials),
-        energies_kev=ENERGIES_KEV.astype(np.float32),
-        elastic_rate_per_nm=rates[0].astype(np.float32),
-        inelastic_rate_per_nm=rates[1].astype(np.float32),
-        angle_icdf=quantiles[0].astype(np.float32),
-        loss_icdf_kev=quantiles[1].astype(np.float32),
-        barrier_kev=np.array([0.0, *(m.barrier_kev for m in chosen)], np.float32),
-        fermi_kev=np.array([0.0, *(m.fermi_kev for m in chosen)], np.float32),
-        core_edges_kev=edges.astype(np.float32),
-        provenance=_provenance(chosen, atom),
+    if not parts:
+        raise ValueError("tables to combine must be those of one or more materials; got none. Name one.")
+    names = [name for part in parts for name in part.material_names[1:]]
+    if len({VACUUM, *names}) <= len(names):
+        raise ValueError(
+            f"materials to combine must differ in name, also from {VACUUM!r}; got {', '.join(names)}."
+        )
+    if any(not np.array_equal(part.energies_kev, parts[0].energies_kev) for part in parts):
+        raise ValueError(
+            f"tables to combine must share their energies; those of {', '.join(names)} do not. Build again."
+        )
+    num_edges = max(part.core_edges_kev.shape[1] for part in parts)
+
+    def joined(name):
+        rows = [np.asarray(getattr(part, name)) for part in parts]
+        if name == "core_edges_kev":
+            rows = [np.pad(r, ((0, 0), (0, num_edges - r.shape[1])), constant_values=np.inf) for r in rows]
+        return np.concatenate([rows[0][:1], *(r[1:] for r in rows)])
+
+    return dataclasses.replace(
+        parts[0],
+        material_names=(VACUUM, *names),
+        provenance=json.dumps([record for part in parts for record in _records(part)], sort_keys=True),
+        **{name: joined(name) for name in _per_material()},
     )
 
 
@@ -144,28 +132,19 @@ def load(path: str | os.PathLike) -> CrossSections:
     return CrossSections(**fields | {"provenance": str(fields["provenance"])})
 
 
-def shipped(atom: str = "muffin_tin") -> CrossSections:
-    """Returns the shipped tables of Si (label 1) and Cu (label 2).
+def shipped(materials: tuple[str, ...] = ("Si", "Cu"), *, atom: str = "muffin_tin") -> CrossSections:
+    """Returns the shipped tables of some of `elements.MATERIALS`, labels 1, 2, .. in the order given.
 
     Args:
+      materials: one or more names.
       atom: "muffin_tin", the atom in the solid, which has fewer forward events and the same transport; or
         "free", the isolated atom, which is the one to compare with published cross sections.
+
+    Raises:
+      ValueError: an unknown material or kind of atom.
     """
-    if atom not in elastic.ATOMS:
-        raise ValueError(f"atom must be one of {', '.join(elastic.ATOMS)}; got {atom!r}.")
-    return load(_shipped_path(atom))
-
-
-def _elastic_row(material, energy_kev, atom):
-    waves = elastic.partial_waves(material, energy_kev, atom=atom)
-    edges, cross_sections_nm2 = elastic.angular_distribution(waves)
-    rate_per_nm = material.atoms_per_nm3 * elastic.cross_section_nm2(waves)
-    return rate_per_nm, complementary_quantiles(edges, cross_sections_nm2)
-
-
-def _inelastic_row(material, energy_kev, atom):
-    losses = inelastic.losses(material, energy_kev)
-    return losses.rate_per_nm, complementary_quantiles(losses.edges_kev, losses.cell_rates_per_nm)
+    check_atom(atom)
+    return combine(*(load(SHIPPED_DIR / f"{elements.material(name).name}_{atom}.npz") for name in materials))
 
 
 def complementary_quantiles(edges: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -197,30 +176,17 @@ def interpolation_mean() -> float:
     return 1 / step - 1 / np.expm1(step)
 
 
-def _provenance(materials, atom):
-    record = {
-        "atom": atom,
-        "elastic": "Dirac partial waves (Salvat 2005), potential of Lobato and Van Dyck 2014, exchange of "
-        "Furness and McCarthy 1973",
-        "inelastic": "single-pole Penn model (Penn 1987), relativistic, losses up to (T - E_F)/2",
-        "energy_loss_functions": {"Si": "Franta 2017, Henke 1993", "Cu": "Hagemann 1975, Henke 1993"},
-        "materials": [dataclasses.asdict(material) for material in materials],
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-    }
-    return json.dumps(record, sort_keys=True)
+def check_atom(atom: str) -> None:
+    """ValueError unless it is one of `ATOMS`."""
+    if atom not in ATOMS:
+        raise ValueError(f"atom must be one of {', '.join(ATOMS)}; got {atom!r}.")
 
 
-def _shipped_path(atom):
-    return elements.DATA_DIR / f"cross_sections_{atom}.npz"
+def _records(part):
+    records = json.loads(part.provenance)
+    return records if isinstance(records, list) else [records]
 
 
-def _show_progress(what, done, total):
-    if sys.stderr.isatty() or done == total:
-        end = "\n" if done == total else "\r"
-        print(f"{what}: {done}/{total} energies", file=sys.stderr, end=end, flush=True)
-
-
-if __name__ == "__main__":
-    for kind in elastic.ATOMS:
-        save(build(atom=kind), _shipped_path(kind))
+def _per_material():
+    names = (field.name for field in dataclasses.fields(CrossSections))
+    return [name for name in names if name not in (*_STATIC, "energies_kev")]

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from bsevox_jax.sim.random import uniform
 from bsevox_jax.sim.tables import CrossSections
 
-CUTOFF_KEV = 0.050  # a backscattered electron has more than 50 eV in vacuum
 NUDGE = 1e-4  # voxels; puts an electron that reached a voxel face on its far side
 
 # Within a cube of at least this half-width (voxels) a flight uses the rate of its own material; closer to an
@@ -52,6 +51,7 @@ class Medium:
     barrier_kev: jax.Array  # [M]
     fermi_kev: jax.Array  # [M]
     core_edges_kev: jax.Array  # [M * K]
+    reach_nm: jax.Array  # [R]; deeper than this below the surface nothing of the next row's energy comes out
     log_energy_start: jax.Array
     rows_per_log_energy: jax.Array
     points_per_log_quantile: jax.Array
@@ -61,8 +61,8 @@ class Medium:
     num_points: int = dataclasses.field(metadata={"static": True})
 
 
-def medium(words: jax.Array, cross_sections: CrossSections, voxel_nm: float) -> Medium:
-    """Lays out `words` [specimen, y, x, z] and the cross sections for the walk."""
+def medium(words: jax.Array, cross_sections: CrossSections, reach_nm: jax.Array, voxel_nm: float) -> Medium:
+    """Lays out `words` [specimen, y, x, z], the cross sections and the reach [R] for the walk."""
     tables = jax.tree.map(jnp.asarray, cross_sections)
     total = tables.elastic_rate_per_nm + tables.inelastic_rate_per_nm
     log_energies = jnp.log(tables.energies_kev)
@@ -76,6 +76,7 @@ def medium(words: jax.Array, cross_sections: CrossSections, voxel_nm: float) -> 
         barrier_kev=tables.barrier_kev,
         fermi_kev=tables.fermi_kev,
         core_edges_kev=tables.core_edges_kev.ravel(),
+        reach_nm=jnp.append(reach_nm[1:], jnp.inf),
         log_energy_start=log_energies[0],
         rows_per_log_energy=(num_rows - 1) / (log_energies[-1] - log_energies[0]),
         points_per_log_quantile=jnp.float32((num_points - 1) / -tables.log_quantile_end),
@@ -102,7 +103,8 @@ def aim(medium: Medium, electron: Electron, specimen_start, row, random_bits):
     Returns:
         The flight, its end not yet known (`label_end` is the label at the start).
     """
-    word = _word(medium, electron, specimen_start)
+    outside = electron.z < 0  # on the way in
+    word = jnp.where(outside, 0, _word(medium, electron, specimen_start))
     label, same_label, same_side = word & 15, (word >> 4) & 15, word >> 8
     alone = (same_label >= OWN_RATE_HALF_WIDTH) | (label == 0)
     rate_label = jnp.where(alone, label, medium.barrier_kev.shape[0])
@@ -114,29 +116,30 @@ def aim(medium: Medium, electron: Electron, specimen_start, row, random_bits):
     to_x = _distance_to_face(electron.x, electron.ux, cube, size)
     to_y = _distance_to_face(electron.y, electron.uy, cube, size)
     to_z = _distance_to_face(electron.z, electron.uz, cube, size, depth=medium.shape[2] * size)
-    to_face = jnp.minimum(jnp.minimum(to_x, to_y), to_z)
+    to_face = jnp.where(outside, to_z, jnp.minimum(jnp.minimum(to_x, to_y), to_z))
     face = jnp.where(to_x == to_face, 1, jnp.where(to_y == to_face, 2, 3))
     face = jnp.where(free_path >= to_face, face, 0)
-    return Flight(label, label, rate, jnp.minimum(free_path, to_face), face)
+    return Flight(label, label, rate, jnp.minimum(free_path, to_face), face, jnp.zeros_like(to_face))
 
 
 def fly(medium: Medium, electron: Electron, flight, specimen_start):
     """Moves an electron along its flight; mirrors fold it back.
 
     Returns:
-        The moved electron, and the flight with the label at its end (0 outside the specimen).
+        The moved electron, and the flight with the label and the depth at its end (0 outside the specimen).
     """
     ny, nx, nz = medium.shape
     size = medium.voxel_nm
     x = _advance(electron.x, electron.ux, flight, 1, size)
     y = _advance(electron.y, electron.uy, flight, 2, size)
     z = _advance(electron.z, electron.uz, flight, 3, size)
-    x, ux = _fold(x, electron.ux, nx * size)
-    y, uy = _fold(y, electron.uy, ny * size)
+    x, ux = fold(x, electron.ux, nx * size)
+    y, uy = fold(y, electron.uy, ny * size)
     electron = electron._replace(x=x, y=y, z=z, ux=ux, uy=uy)
-    outside = (z < 0) | (z >= nz * size)
-    label_end = jnp.where(outside, 0, _word(medium, electron, specimen_start) & 15)
-    return electron, flight._replace(label_end=label_end)
+    word = _word(medium, electron, specimen_start)
+    label_end = jnp.where((z < 0) | (z >= nz * size), 0, word & 15)
+    buried_nm = jnp.where(label_end > 0, jnp.minimum((word >> 8).astype(jnp.float32) * size, z), 0.0)
+    return electron, flight._replace(label_end=label_end, buried_nm=buried_nm)
 
 
 def _advance(position, cosine, flight, axis, size):
@@ -147,7 +150,8 @@ def _advance(position, cosine, flight, axis, size):
 class Flight(NamedTuple):
     """A straight path: labels at its ends, the collision rate it was drawn with, its length, how it ends.
 
-    `face` is 0 for a possible collision, or 1, 2, 3 if it stops at a face across x, y, z.
+    `face` is 0 for a possible collision, or 1, 2, 3 if it stops at a face across x, y, z. `buried_nm` is how
+    far its end lies at least from any surface through which an electron could leave upwards.
     """
 
     label_start: jax.Array
@@ -155,6 +159,7 @@ class Flight(NamedTuple):
     rate_per_nm: jax.Array
     path_nm: jax.Array
     face: jax.Array
+    buried_nm: jax.Array
 
 
 def _word(medium, electron, specimen_start):
@@ -177,7 +182,7 @@ def _distance_to_face(position, cosine, half_width, size, depth=None):
     return jnp.maximum((jnp.where(away > 0, high, low) - position) / away, 0.0)
 
 
-def _fold(position, cosine, length):
+def fold(position, cosine, length):
     """Reflects a position at the mirrors 0 and `length`, as often as needed."""
     position = position - 2 * length * jnp.floor(position / (2 * length))
     behind = position > length

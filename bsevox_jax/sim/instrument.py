@@ -1,0 +1,118 @@
+"""The microscope: how the beam meets the specimen, and which of the electrons that leave it are counted."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from bsevox_jax.sim.random import cos_sin_turns, uniform
+from bsevox_jax.sim.transport import NUDGE, Electron
+
+LOWEST_COUNTED_KEV = 0.050  # a backscattered electron has more than 50 eV in vacuum, by convention
+FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Instrument:
+    """Beam and detector. Without arguments: a point of a beam at normal incidence, everything above 50 eV.
+
+    Attributes:
+        probe_fwhm_nm: full width at half maximum of the Gaussian probe, across the beam. Each electron starts
+            at an even position in its pixel plus this blur.
+        tilt_rad: angle between the beam and the normal of the surface, 0 to 85 degrees.
+        tilt_azimuth_rad: where the tilted beam is heading along the surface, from +x (0) to +y (pi/2).
+        lowest_energy_kev: the detector counts electrons with more than this in vacuum; at least 0.05 keV
+        highest_energy_kev: and with at most this.
+        smallest_exit_angle_rad: inner edge of an annular detector, the angle between the way of the electron
+            and the way back to the gun.
+        largest_exit_angle_rad: outer edge; pi counts all that leave the surface, whatever the tilt.
+    """
+
+    probe_fwhm_nm: float = 0.0
+    tilt_rad: float = 0.0
+    tilt_azimuth_rad: float = 0.0
+    lowest_energy_kev: float = LOWEST_COUNTED_KEV
+    highest_energy_kev: float = math.inf
+    smallest_exit_angle_rad: float = 0.0
+    largest_exit_angle_rad: float = math.pi
+
+
+def check_instrument(instrument: Instrument) -> Instrument:
+    """Returns the instrument, or raises ValueError for a broken rule."""
+    i = instrument
+    rules = {
+        "probe_fwhm_nm must be 0 or more": (i.probe_fwhm_nm, 0 <= i.probe_fwhm_nm < math.inf),
+        "tilt_rad must be 0 to 1.4835 (85 degrees)": (i.tilt_rad, 0 <= i.tilt_rad <= 1.4836),
+        "tilt_azimuth_rad must be finite": (i.tilt_azimuth_rad, math.isfinite(i.tilt_azimuth_rad)),
+        f"lowest_energy_kev must be {LOWEST_COUNTED_KEV} or more, and below highest_energy_kev": (
+            i.lowest_energy_kev,
+            LOWEST_COUNTED_KEV <= i.lowest_energy_kev < i.highest_energy_kev,
+        ),
+        "smallest_exit_angle_rad must be 0 or more, and below largest_exit_angle_rad": (
+            i.smallest_exit_angle_rad,
+            0 <= i.smallest_exit_angle_rad < i.largest_exit_angle_rad,
+        ),
+        "largest_exit_angle_rad must be at most pi": (
+            i.largest_exit_angle_rad,
+            i.largest_exit_angle_rad <= math.pi + 1e-6,
+        ),
+    }
+    for rule, (value, holds) in rules.items():
+        if not holds:
+            raise ValueError(f"{rule}; got {value}.")
+    return instrument
+
+
+def primary(instrument: Instrument, x, y, energy_kev, size, bits) -> Electron:
+    """An electron of the beam that meets the surface near the corner (x, y) of its pixel.
+
+    Args:
+        x, y: nm.
+        energy_kev: of the beam.
+        size: of the pixel, nm.
+        bits: three uint32: position within the pixel along x and y, and the blur of the probe.
+
+    Returns:
+        The electron, which the blur may have put beyond the side walls.
+    """
+    tilt, azimuth = instrument.tilt_rad, instrument.tilt_azimuth_rad
+    ux, uy, uz = beam_direction(instrument)
+    # A Gaussian of two 16-bit numbers, of which a tilt stretches the part along the beam.
+    radius = instrument.probe_fwhm_nm / FWHM_PER_SIGMA * jnp.sqrt(-2 * jnp.log(uniform(bits[2] << 16)))
+    cos, sin = cos_sin_turns(uniform(bits[2]))
+    along, aside = radius * cos / jnp.cos(tilt), radius * sin
+    ones = jnp.ones_like(x)
+    return Electron(
+        x=x + uniform(bits[0]) * size + along * jnp.cos(azimuth) - aside * jnp.sin(azimuth),
+        y=y + uniform(bits[1]) * size + along * jnp.sin(azimuth) + aside * jnp.cos(azimuth),
+        # A tilted beam starts above the surface and is refracted there; a normal one would not be.
+        z=ones * jnp.where(jnp.asarray(tilt) > 0, -NUDGE, NUDGE) * size,
+        ux=ones * ux,
+        uy=ones * uy,
+        uz=ones * uz,
+        energy_kev=energy_kev,
+        is_primary=jnp.ones(x.shape, bool),
+    )
+
+
+def beam_direction(instrument: Instrument):
+    """Direction cosines (x, y, z) of the beam."""
+    sin, cos = jnp.sin(instrument.tilt_rad), jnp.cos(instrument.tilt_rad)
+    return (
+        sin * jnp.cos(instrument.tilt_azimuth_rad),
+        sin * jnp.sin(instrument.tilt_azimuth_rad),
+        cos,
+    )
+
+
+def accepts(instrument: Instrument, electron: Electron):
+    """Whether an electron that left the surface upwards with more than the lowest energy is counted."""
+    bx, by, bz = beam_direction(instrument)
+    cosine = -(electron.ux * bx + electron.uy * by + electron.uz * bz)
+    inner = jnp.where(jnp.asarray(instrument.smallest_exit_angle_rad) > 0,
+                      jnp.cos(instrument.smallest_exit_angle_rad), 2.0)  # fmt: skip
+    outer = jnp.where(jnp.asarray(instrument.largest_exit_angle_rad) < math.pi,
+                      jnp.cos(instrument.largest_exit_angle_rad), -2.0)  # fmt: skip
+    return (electron.energy_kev <= instrument.highest_energy_kev) & (cosine <= inner) & (cosine >= outer)
