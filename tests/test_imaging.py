@@ -181,3 +181,20 @@ def test_walk_lowers_for_accelerators_without_the_branches_of_a_step(platform):
     lowered, on_cpu = (traced.lower(lowering_platforms=(name,)).as_text() for name in (platform, "cpu"))
     assert "stablehlo.while" in lowered
     assert lowered.count("stablehlo.case") < on_cpu.count("stablehlo.case")
+
+
+def test_specimen_may_hold_eight_materials():
+    materials = ("Si", "Cu", "SiO2", "Al", "W", "TiN", "Ge", "Au")
+    layers = np.broadcast_to(np.arange(16) // 2 + 1, (6, 6, 16)).astype(np.uint8)
+    images = image(sim.Specimen(layers, materials=materials), lanes=100, electrons_per_pixel=20)
+    assert (images.counts.sum((0, 1)) > 0).all()
+    assert not images.fates["unfinished"].any()
+
+
+def test_order_of_the_materials_does_not_change_the_counts():
+    labels = mixed_specimens(1)[0]
+    swapped = np.array([0, 2, 1], np.uint8)[labels]
+    options = {"beam_energies_kev": (1.0,), "electrons_per_pixel": 20}
+    ours = image(sim.Specimen(labels, materials=("Si", "Cu")), **options)
+    theirs = image(sim.Specimen(swapped, materials=("Cu", "Si")), **options)
+    np.testing.assert_array_equal(ours.counts, theirs.counts)
