@@ -79,7 +79,7 @@ def slab(albedo, thickness, cells=600):
 
 
 def half_space_albedo(albedo):
-    """1 - sqrt(1 - albedo) H(1), H the function of Chandrasekhar (1960), eq. 5.40, by iteration."""
+    """1 - sqrt(1 - albedo) H(1), H the function of Chandrasekhar (1960), chapter V, by iteration."""
     points, weights = np.polynomial.legendre.leggauss(64)
     mu, weights = (points + 1) / 2, weights / 2
     root = np.sqrt(1 - albedo)

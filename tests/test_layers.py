@@ -10,7 +10,8 @@ SIM_ARROWS = {
     "elements": set(),
     "elastic": {"elements"},
     "inelastic": {"elements"},
-    "tables": {"elements"},
+    "files": set(),
+    "tables": {"elements", "files"},
     "tabulate": {"elements", "elastic", "inelastic", "tables"},
     "random": set(),
     "specimen": set(),
@@ -23,7 +24,7 @@ SIM_ARROWS = {
     "walk": {"instrument", "lanes", "step", "transport"},
     "imaging": {"instrument", "lanes", "random", "reach", "specimen", "tables", "transport", "walk"},
     "phantoms": {"specimen"},
-    "nebula": {"elements", "inelastic", "instrument", "specimen", "tables", "transport"},
+    "nebula": {"elements", "files", "inelastic", "instrument", "specimen", "tables", "transport"},
     "__init__": {"imaging", "instrument", "phantoms", "specimen"},
 }
 PACKAGE_ARROWS = {

@@ -1,6 +1,6 @@
 """Geometry, primaries and counts of Nebula, and running it: the rules, the way out and back, faults.
 
-NEBULA_BINARY=/path/nebula_cpu_mt runs the slow tests with the program itself instead of the stand-in.
+NEBULA_BINARY=/path/nebula_cpu_mt lets the slow test of the program itself run.
 """
 
 import dataclasses
@@ -19,6 +19,8 @@ from nebula_files import ENERGIES_KEV
 
 from bsevox_jax import sim
 from bsevox_jax.sim import nebula, phantoms
+
+ONE_ELECTRON = {"electrons_per_pixel": 1, "beam_energies_kev": (1.0,)}
 
 
 def script(path: Path, command: str) -> str:
@@ -80,6 +82,7 @@ def test_slab_is_the_one_of_the_manual(tmp_path):
     assert (np.sign(outwards) == np.where(faces[:, 0, 2] == 5, -1, 1)).all()
 
 
+@pytest.mark.slow
 def test_files_of_a_full_data_set_take_little_time(tmp_path):
     specimen = sim.Specimen(np.asarray(phantoms.random_specimen(jax.random.key(0))))
     start = time.perf_counter()
@@ -229,9 +232,7 @@ def test_failure_of_the_program_is_one_line_and_leaves_nothing(
     banner = 'echo "This is Nebula version 1.0.2" >&2; [ $# = 0 ] && exit 1; echo "Loading geometry" >&2'
     binary = script(tmp_path / "nebula", f"{banner}\n{command}")
     with nebula.program(binary, materials) as program, pytest.raises(OSError, match=message) as error:
-        nebula.simulate(
-            np.ones((2, 2, 2), np.uint8), program, electrons_per_pixel=1, beam_energies_kev=(1.0,)
-        )
+        nebula.simulate(np.ones((2, 2, 2), np.uint8), program, **ONE_ELECTRON)
     assert "\n" not in str(error.value)
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -253,18 +254,42 @@ def test_program_that_cannot_run_is_refused(tmp_path, materials):
     refused(good, "the material file must exist; got absent.mat", ("absent.mat",))
 
 
-def test_materials_must_cover_the_labels(stand_in, materials):
-    with nebula.program(stand_in, materials[:1]) as program:
+def test_materials_must_be_those_of_the_labels(tmp_path, materials):
+    binary = script(tmp_path / "nebula", "echo 'This is Nebula version 1.0.2' >&2")
+    copper = np.full((2, 2, 2), 2, np.uint8)
+    with nebula.program(binary, materials[:1]) as program:
         with pytest.raises(ValueError, match="a material file per label; got 1 for label 2"):
-            labels = np.full((2, 2, 2), 2, np.uint8)
-            nebula.simulate(labels, program, electrons_per_pixel=1, beam_energies_kev=(1.0,))
+            nebula.simulate(copper, program, **ONE_ELECTRON)
+    with nebula.program(binary, names=("Si", "Cu")) as program:
+        for names in (("Cu", "Si"), ("Si", "Au")):
+            with pytest.raises(ValueError, match=f"got {', '.join(names)}, have Si, Cu. Pass names=specimen"):
+                nebula.simulate(sim.Specimen(copper, materials=names), program, **ONE_ELECTRON)
+        unused = sim.Specimen(copper // 2, materials=("Si", "Au"))
+        assert nebula.simulate(unused, program, **ONE_ELECTRON).sum() == 0
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"electrons_per_pixel": 0.5}, "electrons_per_pixel must be a whole number from 1 to 2147483647"),
+        ({"beam_energies_kev": (2.0, 1.0)}, "beam_energies_kev must ascend"),
+        ({"beam_energies_kev": (0.01,)}, "beam_energies_kev must lie in 0.1 to inf keV"),
+        ({"specimen_ids": [1, 2]}, "specimen_ids must name each specimen; got 2 ids for 1"),
+    ],
+)
+def test_broken_options_are_refused_before_the_program_starts(tmp_path, materials, change, message):
+    with nebula.program(script(tmp_path / "n", "echo Nebula version 1.0.2"), materials) as program:
+        (tmp_path / "n").unlink()
+        with pytest.raises(ValueError, match=message) as error:
+            nebula.simulate(np.ones((2, 2, 2), np.uint8), program, **(ONE_ELECTRON | change))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
-def test_film_yields_of_the_program_with_our_tables(stand_in, materials):
+@pytest.mark.skipif("NEBULA_BINARY" not in os.environ, reason="NEBULA_BINARY must name the program")
+def test_film_yields_of_the_program_with_our_tables(materials):
     """Nebula frees secondaries by its own rules, which changes the yields by up to 6 %; docs/physics.md."""
-    binary = os.environ.get("NEBULA_BINARY", stand_in)
-    with nebula.program(binary, materials) as program:
+    with nebula.program(os.environ["NEBULA_BINARY"], materials) as program:
         for label in (1, 2):
             film = np.full((20, 20, 20), label, np.uint8)
             options = dict(electrons_per_pixel=250, beam_energies_kev=ENERGIES_KEV)

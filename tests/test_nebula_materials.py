@@ -98,6 +98,20 @@ def test_file_that_is_no_material_is_refused_in_one_line(materials, tmp_path, fa
     assert "\n" not in str(error.value) and "bad.mat" in str(error.value)
 
 
+@pytest.mark.parametrize("field", ["fermi_kev", "provenance"])
+def test_group_of_ours_without_a_field_is_refused_in_one_line(materials, tmp_path, field):
+    path = tmp_path / "bad.mat"
+    path.write_bytes(Path(materials[0]).read_bytes())
+    with h5py.File(path, "r+") as file:
+        group = file["bsevox_jax"]
+        del (group if field in group else group.attrs)[field]
+    with pytest.raises(
+        ValueError, match=f"must hold all cross sections; got no {field} in .*bad.mat"
+    ) as error:
+        nebula.read_materials([path])
+    assert "\n" not in str(error.value)
+
+
 def test_missing_h5py_is_one_line_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(OSError, match="Run pip install h5py"):

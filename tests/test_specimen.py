@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from bsevox_jax.sim.specimen import MAX_CLEARANCE, Specimen, check_specimen, tracking_words
+from bsevox_jax.sim.specimen import (
+    MAX_CLEARANCE,
+    MAX_VOXELS_PER_AXIS,
+    Specimen,
+    check_specimen,
+    tracking_words,
+)
+from bsevox_jax.sim.transport import NUDGE
 
 
 def brute_force_half_width(values, y, x, z):
@@ -33,8 +40,29 @@ def test_clearance_is_the_largest_uniform_cube_of_the_mirrored_specimen():
         (np.ones((4, 4), np.uint8), "axes"),
         (np.ones((0, 4, 4), np.uint8), "none empty"),
         (np.full((4, 4, 4), 3, np.uint8), "0 .vacuum. to 2"),
+        (np.ones((1, 1, 1001), np.uint8), r"1000 voxels or fewer .*got \(1, 1, 1001\). Cut it into tiles"),
     ],
 )
 def test_broken_specimens_are_refused_with_the_rule(labels, rule):
     with pytest.raises(ValueError, match=rule):
         check_specimen(Specimen(labels))
+
+
+@pytest.mark.parametrize("voxel_nm", [0.0, -1.0, np.inf, np.nan])
+def test_voxels_of_no_size_are_refused(voxel_nm):
+    with pytest.raises(ValueError, match=f"voxel_nm must be positive and finite; got {voxel_nm}"):
+        check_specimen(Specimen(np.ones((4, 4, 4), np.uint8), voxel_nm))
+
+
+def test_longest_specimen_has_many_batch_axes():
+    labels = np.ones((2, 3, 1, 1, MAX_VOXELS_PER_AXIS), np.uint8)
+    assert check_specimen(Specimen(labels)).labels.shape == labels.shape
+
+
+@pytest.mark.parametrize("voxel_nm", [0.37, 1.0, 1.023, 1.1, 1.4, 50.0])
+def test_step_across_a_face_is_not_lost_in_rounding(voxel_nm):
+    """Positions and sizes in float32, as the walk has them, at every face of the longest specimen."""
+    size, face = np.float32(voxel_nm), np.arange(1, MAX_VOXELS_PER_AXIS, dtype=np.float32)
+    step = np.float32(NUDGE) * size
+    assert (np.floor((face * size + step) / size) == face).all()
+    assert (np.floor((face * size - step) / size) == face - 1).all()

@@ -175,6 +175,18 @@ def test_command_refuses_in_one_line_with_status_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["--output=mine.npz", "--atom=muffin_tin", "--gap_ev=1"])
+def test_command_without_a_formula_takes_no_other_option(option, tmp_path, monkeypatch, capsys):
+    """Nothing is rebuilt by a slip."""
+    monkeypatch.setattr(tables, "SHIPPED_DIR", tmp_path / "tables")
+    with pytest.raises(SystemExit) as caught:
+        tabulate.main([option])
+    assert caught.value.code == 2
+    name = option.split("=")[0]
+    assert f"a new material needs --formula; got {name} without it. Give it, or" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_energy_loss_function_without_losses_is_refused(few_energies, tmp_path):
     (tmp_path / "mine.csv").write_text("energy,elf\n5000,0.1\n6000,0.1\n")
     with pytest.raises(ValueError, match="allow losses at every energy; got none for Cu at 0.0645 keV"):

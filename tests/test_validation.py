@@ -72,8 +72,8 @@ def test_mean_free_paths_are_those_of_the_full_penn_algorithm():
 def test_stopping_power_is_near_joy_and_luo_where_their_formula_is_meant_to_hold():
     for row in published(losses)["stopping"]:
         assert row["half"] < row["full"]
-        if row["material"] in losses.WRITTEN_OUT and row["energy_kev"] >= 0.5:
-            assert 0.95 < row["full"] / row["joy_luo"] < 1.2, row
+        if row["material"] in losses.WRITTEN_OUT and row["energy_kev"] >= 1:
+            assert 0.9 < row["half"] / row["joy_luo"] < 1.07, row
 
 
 @pytest.mark.parametrize("energy_kev", [1.0, 2.0, 3.5, 5.0, 10.0])
@@ -92,6 +92,14 @@ def test_bulk_yields_are_near_the_median_of_the_measured(material, kind):
             compared += 1
             assert row[kind].deviates_at_most(0.12, statistics.median(etas)), (row, etas)
     assert compared >= 4
+
+
+def test_copper_with_its_freed_electrons_lies_above_the_measured_by_a_known_excess():
+    """Nobody has explained it; neither may it grow nor vanish unnoticed."""
+    for row in chosen(published(bulk), material="Cu"):
+        etas = yields.measured_at("Cu", row["energy_kev"])
+        if len(etas) >= 3:
+            assert 1.05 < row["all"].eta / statistics.median(etas) < 1.28, row
 
 
 @pytest.mark.parametrize("energy_kev", [1.0, 2.0, 5.0, 10.0])
@@ -135,7 +143,7 @@ def test_yield_grows_with_tilt():
 
 def test_yields_of_films_are_near_nebula_whose_own_uncertainty_grows_above_2_kev():
     for row in chosen(published(films), film_nm=20.0):
-        tolerance = 0.13 if row["energy_kev"] < 3 else 0.26
+        tolerance = 0.13 if row["energy_kev"] < 3 else 0.18
         assert row["all"].deviates_at_most(tolerance, films.reference(row, "all")), row
 
 
@@ -164,9 +172,13 @@ def changes(variant, case, kind="all"):
     return [(a.eta / b.eta - 1, math.hypot(a.standard_error, b.standard_error) / b.eta) for a, b in found]
 
 
-def test_most_of_the_excess_of_copper_lies_in_electrons_below_200_ev():
-    for change, error in changes("threshold 200 eV", "bulk Cu"):
-        assert change < -0.1 + 3 * error
+def test_excess_of_copper_at_1_and_2_kev_lies_in_electrons_below_200_ev():
+    for (change, error), energy_kev in zip(
+        changes("threshold 200 eV", "bulk Cu")[1:3], (1.0, 2.0), strict=True
+    ):
+        (row,) = chosen(published(bulk), material="Cu", energy_kev=energy_kev)
+        median = statistics.median(yields.measured_at("Cu", energy_kev))
+        assert change < median / row["all"].eta - 1 + 2 * error
 
 
 def test_shell_of_the_struck_electron_matters_most_and_only_to_the_struck_electrons():
@@ -184,7 +196,7 @@ def test_start_energies_bands_and_surface_losses_do_not_explain_the_excess_of_co
         assert all(abs(change) < limit + 2 * error for change, error in changes(variant, case))
 
 
-def test_electrons_leave_a_bulk_specimen_by_the_cosine_law():
+def test_electrons_leave_a_bulk_specimen_nearly_by_the_cosine_law():
     for row in published(spectra):
         assert row["mean_cosine"] == pytest.approx(2 / 3, rel=0.05), row
 

@@ -54,7 +54,9 @@ def stopping_power(material: elements.Material, energy_kev: float) -> dict:
     """Stopping powers in eV/nm at an energy above the Fermi level, beside two formulas.
 
     Joy and Luo, Scanning 11, 176 (1989): 785 rho Z/(A E) ln(1.166 E/J*), J* = J/(1 + kJ/E), in eV/Angstrom
-    with E and J in eV, k = 0.731 + 0.0688 log10 Z; Bethe: the same with J* = J; J of ICRU Report 37.
+    with E and J in eV, k = 0.731 + 0.0688 log10 Z; Bethe: the same with J* = J; J of ICRU Report 37. Their
+    1.166 = sqrt(e/2) belongs to the faster of two electrons, W <= E/2, and holds the exchange, which we leave
+    out: without it the number is sqrt(2).
     """
     energy_ev, excitation_ev = energy_kev * 1e3, material.mean_excitation_kev * 1e3
     per_gram = material.electrons_per_formula / material.formula_weight_g_mol
@@ -106,20 +108,19 @@ def _stopping_in_full(rows: list[dict]) -> str:
         cells = [f"{energy_kev:g}"]
         for row in rows:
             if row["energy_kev"] == energy_kev and row["material"] in WRITTEN_OUT:
-                values = [row[kind] for kind in ("half", "joy_luo", "bethe")]
-                cells.append(_compared(row["full"], row["joy_luo"]))
-                cells += [report.digits(value) if value > 0 else "-" for value in values]
+                cells += [report.digits(row["full"]), _compared(row["half"], row["joy_luo"])]
+                cells += [report.digits(row[kind]) if row[kind] > 0 else "-" for kind in ("joy_luo", "bethe")]
         body.append(cells)
     return report.table(header, body)
 
 
 def _stopping_of_others(rows: list[dict]) -> str:
-    """Beside Joy and Luo, a line for each material."""
+    """With the limit of transport beside Joy and Luo, a line for each material."""
     body = []
     for name in dict.fromkeys(row["material"] for row in rows):
         if name not in WRITTEN_OUT:
             chosen = [row for row in rows if row["material"] == name]
-            body.append([name, *(_compared(row["full"], row["joy_luo"]) for row in chosen)])
+            body.append([name, *(_compared(row["half"], row["joy_luo"]) for row in chosen)])
     return report.table(["", *(f"{energy_kev:g} keV" for energy_kev in ENERGIES_KEV)], body)
 
 
@@ -143,13 +144,13 @@ def figure(results: dict):
         energies = [row["energy_kev"] for row in rows]
         joy_luo = [row["joy_luo"] for row in rows]
         bethe = [row["bethe"] if row["bethe"] > row["joy_luo"] / 2 else math.nan for row in rows]
-        axes[1].loglog(energies, [row["full"] for row in rows], "-", color=colour, lw=1, label=name)
+        axes[1].loglog(energies, [row["half"] for row in rows], "-", color=colour, lw=1, label=name)
         axes[1].loglog(energies, joy_luo, marker, color=colour, mfc="none", ms=4)
         axes[1].loglog(energies, bethe, ":", color=colour, lw=1)
     axes[0].set(xlabel="energy above E$_F$ / keV", ylabel="inelastic mean free path / nm")
     axes[1].set(xlabel="energy above E$_F$ / keV", ylabel="stopping power / eV nm$^{-1}$")
     axes[0].set_title("lines ours, points published")
-    axes[1].set_title("lines ours, points Joy and Luo, dotted Bethe")
+    axes[1].set_title("lines ours (transport), points Joy and Luo, dotted Bethe")
     for axis in axes:
         axis.legend()
     return figure

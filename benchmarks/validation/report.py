@@ -1,11 +1,12 @@
 """From results to docs/physics.md: references in, tables and pictures out."""
 
 import csv
-import os
 import pathlib
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from bsevox_jax.sim.files import whole_file
 
 ROOT = pathlib.Path(__file__).parents[2]
 REFERENCES = ROOT / "tests/data"
@@ -87,6 +88,5 @@ def legend_below(axis, columns: int = 3) -> None:
 
 def _replace(path: pathlib.Path, write) -> None:
     """Writes under a temporary name, then renames: a reader finds the old file or the new one."""
-    temporary = f"{path}.tmp"
-    write(temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        write(temporary)

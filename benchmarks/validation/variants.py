@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks.validation import report, yields
 from bsevox_jax import sim
-from bsevox_jax.sim import scattering, step
+from bsevox_jax.sim import elements, scattering, step
+from bsevox_jax.sim.elements import HARTREE_KEV
 from bsevox_jax.sim.instrument import accepts
 from bsevox_jax.sim.random import uniform
 from bsevox_jax.sim.tables import shipped
@@ -117,21 +118,38 @@ def exchange(left: bool):
 
 
 def surface_losses(material):
-    """Mean energy an electron leaves in surface excitations on its way out, ~ 1/(sqrt(E) cos).
+    """Mean energy an electron leaves in surface excitations on its way out.
 
-    Optical limit of C. J. Tung et al., Phys. Rev. B 49, 16684 (1994), from our energy-loss functions.
+    One crossing, optical limit of C. J. Tung, Y. F. Chen, C. M. Kwei, T. L. Chou, Phys. Rev. B 49, 16684
+    (1994): dP/dw = [4 Im(-1/(eps + 1)) - Im(-1/eps)]/(2 v w cos), atomic units. Where the cosine is small, or
+    the electron slow, that is an upper estimate.
     """
-    removed_kev = {"Si": 0.49e-3, "Cu": 0.72e-3}[material]
+    strength = surface_strength(material)
 
     def cross(medium, electron, flight):
         moved, passes = transport_cross(medium, electron, flight)
         crossed = (flight.face > 0) & ((flight.label_start > 0) != (flight.label_end > 0)) & passes
-        cosine = jnp.maximum(jnp.abs(moved.uz), 0.1)
-        loss = removed_kev / jnp.sqrt(jnp.maximum(moved.energy_kev, 0.05)) / cosine
-        energy = jnp.where(crossed, moved.energy_kev - loss, moved.energy_kev)
-        return moved._replace(energy_kev=jnp.maximum(energy, 1e-3)), passes
+        velocity = jnp.sqrt(2 * jnp.maximum(moved.energy_kev, 0.05) / HARTREE_KEV)
+        loss_kev = strength * HARTREE_KEV / (2 * velocity * jnp.maximum(jnp.abs(moved.uz), 0.1))
+        energy_kev = jnp.where(crossed, moved.energy_kev - loss_kev, moved.energy_kev)
+        return moved._replace(energy_kev=jnp.maximum(energy_kev, 1e-3)), passes
 
     return cross
+
+
+def surface_strength(material) -> float:
+    """Integral of 4 Im(-1/(eps + 1)) - Im(-1/eps) over w (Hartree), up to 100 eV, eps by Kramers-Kronig."""
+    energies_kev, values = elements.energy_loss_function(elements.material(material))
+    w = np.geomspace(energies_kev[0], energies_kev[-1], 4000) / HARTREE_KEV
+    loss = np.exp(np.interp(np.log(w * HARTREE_KEV), np.log(energies_kev), np.log(values)))
+    middle = np.sqrt(w[1:] * w[:-1])
+    kernel = w * w / (w * w - middle[:, None] ** 2)  # midway between poles the principal value is the sum
+    real = 1 - 2 / np.pi * np.trapezoid(kernel * loss, np.log(w), axis=1)
+    imaginary = np.exp(np.interp(np.log(middle), np.log(w), np.log(loss)))
+    inverse = real - 1j * imaginary  # 1/eps
+    surface = (-1 / (1 / inverse + 1)).imag
+    below = middle < 0.1 / HARTREE_KEV
+    return float(np.trapezoid((4 * surface - imaginary)[below], middle[below]))
 
 
 def accepts_what_is_left(instrument, electron):
@@ -184,10 +202,11 @@ def simulate(material, film_nm, energies, patches, options) -> list[dict]:
     specimen = yields.block(material, film_nm)
     per_pixel = -(-ELECTRONS[film_nm] // specimen.labels[..., 0].size)
     original = {name: getattr(step, name) for name in patches}
+    forget = jax.clear_caches if patches else lambda: None  # what was compiled holds the old functions
     try:
         for name, function in patches.items():
             setattr(step, name, function)
-        jax.clear_caches()
+        forget()
         images = sim.simulate_bse(
             specimen,
             electrons_per_pixel=per_pixel,
@@ -198,7 +217,7 @@ def simulate(material, film_nm, energies, patches, options) -> list[dict]:
     finally:
         for name, function in original.items():
             setattr(step, name, function)
-        jax.clear_caches()
+        forget()
     return [
         {
             "energy_kev": energy,

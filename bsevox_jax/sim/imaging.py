@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import os
 
 import jax
@@ -10,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bsevox_jax.sim import tables
-from bsevox_jax.sim.instrument import Instrument, check_instrument
+from bsevox_jax.sim.instrument import Instrument, check_energies, check_instrument, check_whole
 from bsevox_jax.sim.lanes import FATES, Cells
 from bsevox_jax.sim.random import pcg3d
 from bsevox_jax.sim.reach import reach_nm
-from bsevox_jax.sim.specimen import Specimen, check_specimen, tracking_words
+from bsevox_jax.sim.specimen import Specimen, check_ids, check_specimen, tracking_words
 from bsevox_jax.sim.transport import medium
 from bsevox_jax.sim.walk import walk
 
@@ -27,6 +28,7 @@ SIMULATOR_VERSION = "2.0.0"
 LANES_CPU = 8_192
 LANES_ACCELERATOR = 262_144
 CELLS_PER_LANE = 16  # (energy, specimen, pixel) triples in one compiled call, so that no lane idles for long
+LARGEST_INDEX = 2**31 - 1  # of the voxels and the cells of a chunk, and of the electrons of a cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,19 +115,48 @@ def simulate_bse(
     Raises:
         ValueError: for a broken specimen, energy or number; one line.
     """
-    options = {name: value for name, value in locals().items() if name != "labels"}
-    leading, energies, counts, steps, _ = _simulate(labels, with_spectrum=False, **options)
-    return _images(counts, leading, electrons_per_pixel, energies, steps)
+    work = _prepare(
+        labels,
+        electrons_per_pixel=electrons_per_pixel,
+        beam_energies_kev=beam_energies_kev,
+        instrument=instrument,
+        seed=seed,
+        specimen_ids=specimen_ids,
+        first_electron=first_electron,
+        secondaries=secondaries,
+        follow_all=follow_all,
+        cross_sections=cross_sections,
+        lanes=lanes,
+        specimens_per_chunk=specimens_per_chunk,
+        devices=devices,
+    )
+    counts, steps, _ = _simulate(work, with_spectrum=False)
+    return _images(counts, work, steps)
 
 
 def simulate_spectrum(labels, *, electrons_per_pixel: int, **options) -> BseSpectrum:
     """Simulates energies and directions of the detected electrons; arguments as of `simulate_bse`."""
-    options = simulate_bse.__kwdefaults__ | options | {"electrons_per_pixel": electrons_per_pixel}
-    _, energies, counts, _, spectrum = _simulate(labels, with_spectrum=True, **options)
-    return BseSpectrum(spectrum, electrons_per_pixel * int(np.prod(counts.shape[1:4])), energies)
+    options = simulate_bse.__kwdefaults__ | options
+    work = _prepare(labels, electrons_per_pixel=electrons_per_pixel, **options)
+    counts, _, spectrum = _simulate(work, with_spectrum=True)
+    return BseSpectrum(spectrum, work.electrons * int(np.prod(counts.shape[1:4])), work.energies_kev)
 
 
-def _simulate(
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """The arguments of `simulate_bse`, checked."""
+
+    specimen: Specimen  # labels [..., y, x, z]
+    energies_kev: tuple[float, ...]
+    electrons: int
+    cells: Cells  # of all specimens of the batch
+    matter: tuple  # cross sections, and the reach
+    instrument: Instrument
+    secondaries: np.bool_
+    cut: dict  # how the work is to be cut; see `_cut`
+
+
+def _prepare(
     labels,
     *,
     electrons_per_pixel,
@@ -137,38 +168,38 @@ def _simulate(
     secondaries,
     follow_all,
     cross_sections,
-    lanes,
-    specimens_per_chunk,
-    devices,
-    with_spectrum,
-):
-    """Leading axes, energies, counts [e, specimen, y, x, fate], steps and spectrum; see `simulate_bse`."""
+    **cut,
+) -> _Work:
     specimen = check_specimen(labels if isinstance(labels, Specimen) else Specimen(labels))
-    cross_sections = cross_sections or tables.shipped(specimen.materials)
-    energies = _check_energies(beam_energies_kev, cross_sections)
-    _check_whole("electrons_per_pixel", electrons_per_pixel, 1)
-    _check_whole("seed", seed, 0)
-    leading, volume = specimen.labels.shape[:-3], specimen.labels.shape[-3:]
-    batch = specimen.labels.reshape(-1, *volume)
-    ids = _check_ids(specimen_ids, len(batch))
-    cross_sections = cross_sections.select(specimen.materials)
-    instrument = check_instrument(instrument)
-    reach = np.full(len(cross_sections.energies_kev), np.inf)
+    tabulated = (cross_sections or tables.shipped(specimen.materials)).select(specimen.materials)
+    energies = check_energies(beam_energies_kev, float(tabulated.energies_kev[-1]))
+    electrons = check_whole("electrons_per_pixel", electrons_per_pixel, 1)
+    seed = check_whole("seed", seed, 0)
+    first_electron = check_whole("first_electron", first_electron, 0, LARGEST_INDEX - electrons)
+    ids = check_ids(specimen_ids, math.prod(specimen.labels.shape[:-3]))
+    check_instrument(instrument)
+    reach = np.full(len(tabulated.energies_kev), np.inf)
     if not follow_all:
-        reach = reach_nm(cross_sections, instrument.lowest_energy_kev)
-    devices = devices or jax.local_devices()
-    workers, lanes, size = _cut(
-        devices, len(batch), len(energies) * volume[0] * volume[1], lanes, specimens_per_chunk
-    )
+        reach = reach_nm(tabulated, instrument.lowest_energy_kev)
+    cells = _cells(energies, ids, seed, first_electron, electrons)
+    matter = tabulated, reach.astype(np.float32)
+    return _Work(specimen, energies, electrons, cells, matter, instrument, np.bool_(secondaries), cut)
+
+
+def _simulate(work: _Work, with_spectrum: bool):
+    """Counts [e, specimen, y, x, fate], steps, and the spectrum if asked for."""
+    batch = work.specimen.labels.reshape(-1, *work.specimen.labels.shape[-3:])
+    cells_per_specimen = len(work.energies_kev) * math.prod(batch.shape[1:3])
+    devices, workers, lanes, size = _cut(batch.shape, cells_per_specimen, **work.cut)
 
     def walk_chunk(number):
-        chosen = slice(number * size, (number + 1) * size)
-        cells = _cells(energies, ids[chosen], size, seed, first_electron, electrons_per_pixel)
-        words = np.zeros((size, *volume), np.uint16)
-        words[: len(ids[chosen])] = tracking_words(batch[chosen])
-        placed = (words, cross_sections, reach.astype(np.float32), cells, instrument, np.bool_(secondaries))
+        labels = batch[number * size : (number + 1) * size]
+        words = np.zeros((size, *batch.shape[1:]), np.uint16)
+        words[: len(labels)] = tracking_words(labels)
+        cells = _chunk_of(work.cells, number, size)
+        placed = (words, *work.matter, cells, work.instrument, work.secondaries)
         placed = jax.device_put(placed, devices[number % len(devices)])
-        counts, steps, spectrum = _walk(*placed, specimen.voxel_nm, lanes, with_spectrum)
+        counts, steps, spectrum = _walk(*placed, work.specimen.voxel_nm, lanes, with_spectrum)
         return np.asarray(counts), np.asarray(steps).sum(dtype=np.int64), np.asarray(spectrum)
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -176,20 +207,22 @@ def _simulate(
         counts, steps, spectra = zip(*chunks, strict=True)
     counts = np.concatenate(counts, axis=1)[:, : len(batch)]
     spectrum = np.sum(spectra, axis=0, dtype=np.int64) if with_spectrum else None
-    return leading, energies, counts, int(sum(steps)), spectrum
+    return counts, int(sum(steps)), spectrum
 
 
-def _cut(devices, specimens, cells_per_specimen, lanes, specimens_per_chunk) -> tuple[int, int, int]:
-    """Chunks walked at once, lanes of each, and specimens of each.
+def _cut(shape, cells_per_specimen, *, lanes, specimens_per_chunk, devices) -> tuple[list, int, int, int]:
+    """Devices, chunks walked at once, lanes of each, and specimens of each, for a batch of a shape.
 
     A walk on a CPU runs on one core, so as many chunks run at once as there are cores.
     """
+    devices = devices or jax.local_devices()
     on_cpu = devices[0].platform == "cpu"
     workers = (os.cpu_count() or 1) if on_cpu else len(devices)
     lanes = lanes or (LANES_CPU if on_cpu else LANES_ACCELERATOR)
-    size = specimens_per_chunk or max(1, CELLS_PER_LANE * lanes // cells_per_specimen)
-    size = min(size, -(-specimens // workers))
-    return workers, min(lanes, size * cells_per_specimen), size
+    size = specimens_per_chunk or CELLS_PER_LANE * lanes // cells_per_specimen
+    size = min(size, -(-shape[0] // workers), LARGEST_INDEX // max(math.prod(shape[1:]), cells_per_specimen))
+    size = max(1, size)
+    return devices, workers, min(lanes, size * cells_per_specimen), size
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7, 8))
@@ -198,65 +231,43 @@ def _walk(words, cross_sections, reach, cells, instrument, secondaries, voxel_nm
     return walk(matter, cells, instrument, secondaries, num_lanes, with_spectrum)
 
 
-def _check_whole(name: str, value, low: int) -> None:
-    if value != int(value) or not low <= value < 2**31:
-        raise ValueError(f"{name} must be a whole number from {low} to 2**31 - 1; got {value}.")
-
-
-def _check_ids(specimen_ids, specimens: int) -> np.ndarray:
-    ids = np.arange(specimens) if specimen_ids is None else np.asarray(specimen_ids).reshape(-1)
-    if len(ids) != specimens:
-        raise ValueError(
-            f"specimen_ids must name each specimen; got {len(ids)} ids for {specimens} specimens."
-        )
-    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
-        raise ValueError(
-            f"specimen_ids must be whole numbers from 0 to 2**32 - 1; got {ids.min()} to {ids.max()}."
-        )
-    return ids
-
-
-def _check_energies(beam_energies_kev, cross_sections) -> tuple[float, ...]:
-    energies = tuple(float(energy) for energy in beam_energies_kev)
-    low, high = 0.1, float(cross_sections.energies_kev[-1])
-    if not energies or not all(low <= energy <= high for energy in energies):
-        raise ValueError(f"beam_energies_kev must lie in {low} to {high:g} keV; got {energies}.")
-    if any(a >= b for a, b in zip(energies, energies[1:], strict=False)):
-        raise ValueError(f"beam_energies_kev must ascend; got {energies}. Sort them and drop repeats.")
-    return energies
-
-
-def _cells(energies, ids, size, seed, first_electron, electrons) -> Cells:
-    """Work of one chunk of `size` specimens, of which the first `len(ids)` are real."""
-    padded = np.zeros(size, np.uint32)
-    padded[: len(ids)] = ids
+def _cells(energies, ids, seed, first_electron, electrons) -> Cells:
+    """Work of all specimens."""
     millielectronvolts = np.round(np.asarray(energies) * 1e6).astype(np.uint32)
-    shape = (len(energies), size)
+    shape = (len(energies), len(ids))
     key = pcg3d(
         jnp.full(shape, seed, jnp.uint32),
-        jnp.broadcast_to(jnp.asarray(padded)[None, :], shape),
+        jnp.broadcast_to(jnp.asarray(ids.astype(np.uint32))[None, :], shape),
         jnp.broadcast_to(jnp.asarray(millielectronvolts)[:, None], shape),
     )
     return Cells(
-        num_specimens=jnp.int32(len(ids)),
-        beam_energies_kev=jnp.asarray(energies, jnp.float32),
-        keys=jnp.stack(key, axis=-1),
-        first_electron=jnp.uint32(first_electron),
-        electrons=jnp.int32(electrons),
+        num_specimens=np.int32(len(ids)),
+        beam_energies_kev=np.asarray(energies, np.float32),
+        keys=np.stack(key, axis=-1),
+        first_electron=np.uint32(first_electron),
+        electrons=np.int32(electrons),
     )
 
 
-def _images(counts, leading, electrons_per_pixel, energies, steps) -> BseImages:
+def _chunk_of(cells: Cells, number: int, size: int) -> Cells:
+    """Work of one chunk of `size` specimens, of which the last may be padding."""
+    keys = cells.keys[:, number * size : (number + 1) * size]
+    missing = size - keys.shape[1]
+    padded = np.pad(keys, ((0, 0), (0, missing), (0, 0)))
+    return dataclasses.replace(cells, num_specimens=np.int32(size - missing), keys=padded)
+
+
+def _images(counts, work, steps) -> BseImages:
     """Orders counts [e, specimen, y, x, fate] into images and fates."""
     counts = np.moveaxis(counts, 0, 3)
-    counts = counts.reshape(*leading, *counts.shape[1:])
+    counts = counts.reshape(*work.specimen.labels.shape[:-3], *counts.shape[1:])
     primary, secondary = counts[..., 0], counts[..., 1]
     totals = counts.sum(axis=(-4, -3), dtype=np.int64)
     return BseImages(
         counts=primary + secondary,
         primary_counts=primary,
-        electrons_per_pixel=int(electrons_per_pixel),
-        beam_energies_kev=energies,
+        electrons_per_pixel=work.electrons,
+        beam_energies_kev=work.energies_kev,
         fates={fate: totals[..., n] for n, fate in enumerate(FATES)},
         steps=steps,
     )

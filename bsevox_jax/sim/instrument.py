@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bsevox_jax.sim.random import cos_sin_turns, uniform
 from bsevox_jax.sim.transport import NUDGE, Electron
 
+LOWEST_BEAM_KEV = 0.1
 LOWEST_COUNTED_KEV = 0.050  # a backscattered electron has more than 50 eV in vacuum, by convention
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
@@ -28,6 +29,9 @@ class Instrument:
         smallest_exit_angle_rad: inner edge of an annular detector, the angle between the way of the electron
             and the way back to the gun.
         largest_exit_angle_rad: outer edge; pi counts all that leave the surface, whatever the tilt.
+
+    Side walls mirror directions too: a tilted beam with an angle window is only nearly right where there are
+    structures; yields of whole blocks are right.
     """
 
     probe_fwhm_nm: float = 0.0
@@ -42,27 +46,63 @@ class Instrument:
 def check_instrument(instrument: Instrument) -> Instrument:
     """Returns the instrument, or raises ValueError for a broken rule."""
     i = instrument
-    rules = {
-        "probe_fwhm_nm must be 0 or more": (i.probe_fwhm_nm, 0 <= i.probe_fwhm_nm < math.inf),
-        "tilt_rad must be 0 to 1.4835 (85 degrees)": (i.tilt_rad, 0 <= i.tilt_rad <= 1.4836),
-        "tilt_azimuth_rad must be finite": (i.tilt_azimuth_rad, math.isfinite(i.tilt_azimuth_rad)),
-        f"lowest_energy_kev must be {LOWEST_COUNTED_KEV} or more, and below highest_energy_kev": (
-            i.lowest_energy_kev,
-            LOWEST_COUNTED_KEV <= i.lowest_energy_kev < i.highest_energy_kev,
+    energies_kev = i.lowest_energy_kev, i.highest_energy_kev
+    angles_rad = i.smallest_exit_angle_rad, i.largest_exit_angle_rad
+    rules = (
+        (0 <= i.probe_fwhm_nm < math.inf, f"probe_fwhm_nm must be 0 or more; got {i.probe_fwhm_nm}. Use nm"),
+        (
+            0 <= i.tilt_rad <= 1.4836,
+            f"tilt_rad must be 0 to 1.4835 (85 degrees); got {i.tilt_rad}. Use radians and the azimuth",
         ),
-        "smallest_exit_angle_rad must be 0 or more, and below largest_exit_angle_rad": (
-            i.smallest_exit_angle_rad,
-            0 <= i.smallest_exit_angle_rad < i.largest_exit_angle_rad,
+        (
+            math.isfinite(i.tilt_azimuth_rad),
+            f"tilt_azimuth_rad must be finite; got {i.tilt_azimuth_rad}. Use 0 for +x",
         ),
-        "largest_exit_angle_rad must be at most pi": (
-            i.largest_exit_angle_rad,
-            i.largest_exit_angle_rad <= math.pi + 1e-6,
+        (
+            LOWEST_COUNTED_KEV <= energies_kev[0] < energies_kev[1],
+            f"lowest_energy_kev must be {LOWEST_COUNTED_KEV} or more, and below highest_energy_kev; got "
+            f"{energies_kev[0]} and {energies_kev[1]}. Give keV, in this order",
         ),
-    }
-    for rule, (value, holds) in rules.items():
+        (
+            0 <= angles_rad[0] < angles_rad[1],
+            "smallest_exit_angle_rad must be 0 or more, and below largest_exit_angle_rad; got "
+            f"{angles_rad[0]} and {angles_rad[1]}. Give radians, in this order",
+        ),
+        (
+            angles_rad[1] <= math.pi + 1e-6,
+            f"largest_exit_angle_rad must be at most pi; got {angles_rad[1]}. Give radians",
+        ),
+    )
+    for holds, message in rules:
         if not holds:
-            raise ValueError(f"{rule}; got {value}.")
+            raise ValueError(f"{message}.")
     return instrument
+
+
+def check_energies(beam_energies_kev, highest_kev: float) -> tuple[float, ...]:
+    """Energies of the beam; ValueError unless they ascend from 0.1 keV or more to `highest_kev` or less."""
+    energies = tuple(float(energy) for energy in beam_energies_kev)
+    if not energies or not all(LOWEST_BEAM_KEV <= energy <= highest_kev for energy in energies):
+        raise ValueError(
+            f"beam_energies_kev must lie in {LOWEST_BEAM_KEV} to {highest_kev:g} keV; got {energies}. Give "
+            "one or more, in keV."
+        )
+    if any(a >= b for a, b in zip(energies, energies[1:], strict=False)):
+        raise ValueError(f"beam_energies_kev must ascend; got {energies}. Sort them and drop repeats.")
+    return energies
+
+
+def check_whole(name: str, value, lowest: int, highest: int = 2**31 - 1) -> int:
+    """The value as an int; ValueError unless it is a whole number within the limits."""
+    try:
+        whole = lowest <= value <= highest and value == int(value)
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{name} must be a whole number from {lowest} to {highest}; got {value!r}. Give another."
+        )
+    return int(value)
 
 
 def primary(instrument: Instrument, x, y, energy_kev, size, bits) -> Electron:
@@ -108,7 +148,11 @@ def beam_direction(instrument: Instrument):
 
 
 def accepts(instrument: Instrument, electron: Electron):
-    """Whether an electron that left the surface upwards with more than the lowest energy is counted."""
+    """Whether an electron that left the surface upwards with more than the lowest energy is counted.
+
+    Side walls mirror directions too: with a tilted beam and an angle window this is only nearly right where
+    there are structures; yields of whole blocks are right.
+    """
     bx, by, bz = beam_direction(instrument)
     cosine = -(electron.ux * bx + electron.uy * by + electron.uz * bz)
     inner = jnp.where(jnp.asarray(instrument.smallest_exit_angle_rad) > 0,

@@ -9,6 +9,9 @@ number F(E, x) of electrons above the cut-off, itself and those it frees, a dist
 and inelastic deflections only shorten the way, so F bounds the number that reaches a surface at distance x.
 """
 
+import hashlib
+
+import jax
 import numpy as np
 from scipy.linalg import expm
 
@@ -23,31 +26,41 @@ _STEP = 0.05  # of x
 
 
 def reach_nm(cross_sections, cutoff_kev: float) -> np.ndarray:
-    """Distance to the surface at which F = `LOST_ELECTRONS`, of all materials the farthest; [R], ascending.
+    """Distance to the surface at which F = `LOST_ELECTRONS`; [R], ascending.
+
+    A way may lead through several materials: at each distance the one that lets most through counts.
 
     Args:
         cross_sections: a `tables.CrossSections`.
         cutoff_kev: energy in vacuum terms at or below which an electron does not count.
     """
-    each = [_reach_in_one(cross_sections, m, cutoff_kev) for m in range(1, len(cross_sections.barrier_kev))]
-    return np.maximum.accumulate(np.max(each, axis=0))
+    content = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(cross_sections))
+    key = (hashlib.sha256(content).digest(), float(cutoff_kev))
+    if key not in _KNOWN:
+        _KNOWN[key] = _reach_nm(cross_sections, cutoff_kev)
+    return _KNOWN[key]
 
 
-def _reach_in_one(tables, material: int, cutoff_kev: float) -> np.ndarray:
-    energies = np.asarray(tables.energies_kev, float)
-    generator = _generator(tables, material, energies, cutoff_kev)
+_KNOWN = {}  # the chunks of a data set ask for the same again and again
+
+
+def _reach_nm(cross_sections, cutoff_kev):
+    energies = np.asarray(cross_sections.energies_kev, float)
+    materials = range(1, len(cross_sections.barrier_kev))
+    generators = [_generator(cross_sections, material, energies, cutoff_kev) for material in materials]
+    fastest = max(np.abs(np.diag(generator)).max() for generator in generators)
     counted = (energies > cutoff_kev).astype(float)
-    fastest = np.abs(np.diag(generator)).max()
-    if fastest == 0:
-        return np.where(counted, np.inf, 0.0)
+    if min(np.abs(np.diag(generator)[counted > 0]).min() for generator in generators) == 0:
+        return np.where(counted, np.inf, 0.0)  # a material without losses stops nothing
     x, expected = [0.0], [counted]
-    while expected[-1][-1] > LOST_ELECTRONS and x[-1] < 1e5 / fastest:
+    while expected[-1].max() > LOST_ELECTRONS and x[-1] < 1e5 / fastest:
         step = max(_STEP / fastest, _STEP * x[-1])
         x.append(x[-1] + step)
-        expected.append(expm(generator * step) @ expected[-1])
-    expected = np.maximum(expected, 1e-300)
-    reached = [np.interp(-np.log(LOST_ELECTRONS), -np.log(row), x) for row in expected.T]
-    return np.where(expected[-1] > LOST_ELECTRONS, np.inf, reached)
+        expected.append(np.max([expm(generator * step) @ expected[-1] for generator in generators], axis=0))
+    reached = [
+        np.interp(-np.log(LOST_ELECTRONS), -np.log(np.maximum(f, 1e-300)), x) for f in np.transpose(expected)
+    ]
+    return np.maximum.accumulate(np.where(expected[-1] > LOST_ELECTRONS, np.inf, reached))
 
 
 def _generator(tables, material, energies, cutoff_kev):

@@ -1,11 +1,14 @@
 """The specimen: a block of voxels, what each is made of, and how far one may fly in it unchecked."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
 
 MAX_MATERIALS = 8
+# Positions are float32: farther out the step across a face (`transport.NUDGE`) could be lost in rounding.
+MAX_VOXELS_PER_AXIS = 1000
 MAX_CLEARANCE = 15  # voxels; four bits of a tracking word
 
 
@@ -31,17 +34,45 @@ def check_specimen(specimen: Specimen) -> Specimen:
     if labels.dtype != np.uint8:
         raise ValueError(f"labels must be uint8; got {labels.dtype}. Use labels.astype(np.uint8).")
     if labels.ndim < 3 or 0 in labels.shape:
-        raise ValueError(f"labels must have axes [..., y, x, z], none empty; got shape {labels.shape}.")
+        raise ValueError(
+            f"labels must have axes [..., y, x, z], none empty; got shape {labels.shape}. Reshape."
+        )
+    if max(labels.shape[-3:]) > MAX_VOXELS_PER_AXIS:
+        raise ValueError(
+            f"a specimen must have {MAX_VOXELS_PER_AXIS} voxels or fewer along each axis; got "
+            f"{labels.shape[-3:]}. Cut it into tiles."
+        )
     if not 1 <= len(specimen.materials) <= MAX_MATERIALS:
-        raise ValueError(f"a specimen holds 1 to {MAX_MATERIALS} materials; got {specimen.materials}.")
+        raise ValueError(
+            f"a specimen must hold 1 to {MAX_MATERIALS} materials; got {specimen.materials}. Name those "
+            "of its labels."
+        )
     if labels.max() > len(specimen.materials):
         raise ValueError(
             f"labels must be 0 (vacuum) to {len(specimen.materials)} ({', '.join(specimen.materials)}); "
             f"got {labels.max()}. Name the missing material in Specimen.materials."
         )
-    if not specimen.voxel_nm > 0:
-        raise ValueError(f"voxel_nm must be positive; got {specimen.voxel_nm}.")
+    if not 0 < specimen.voxel_nm < math.inf:
+        raise ValueError(
+            f"voxel_nm must be positive and finite; got {specimen.voxel_nm}. Give the edge of a voxel in nm."
+        )
     return dataclasses.replace(specimen, labels=labels)
+
+
+def check_ids(specimen_ids, specimens: int) -> np.ndarray:
+    """Ids of the specimens of a batch, 0, 1, ... if not given; ValueError unless 32 bits hold each."""
+    ids = np.arange(specimens) if specimen_ids is None else np.asarray(specimen_ids).reshape(-1)
+    if len(ids) != specimens:
+        raise ValueError(
+            f"specimen_ids must name each specimen; got {len(ids)} ids for {specimens} specimens. Give one "
+            "for each."
+        )
+    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
+        raise ValueError(
+            f"specimen_ids must be whole numbers from 0 to 2**32 - 1; got {ids.min()} to {ids.max()}. Count "
+            "the specimens from 0."
+        )
+    return ids
 
 
 def tracking_words(labels: np.ndarray) -> np.ndarray:

@@ -32,22 +32,7 @@ def step(medium: Medium, lanes: Lanes, instrument: Instrument, secondaries):
     Each phase is computed once and kept, see `_once`.
     """
     once = functools.partial(_once, lanes.steps[0] >= 0)
-    draws = once(_draw, lanes.history, lanes.draw)
-    row = once(_energy_row, medium, lanes.electron.energy_kev, draws[0][0])
-    flight = once(aim, medium, lanes.electron, lanes.specimen_start, row, draws[0][1])
-    electron, flight = once(fly, medium, lanes.electron, flight, lanes.specimen_start)
-    electron, passes = once(cross, medium, electron, flight)
-    label = flight.label_end
-    collision = once(meet, medium, flight, row, draws[0][2], draws[1][0])
-    event = once(lose_energy, medium, electron, label, collision.drawn, draws[1][1])
-    across = once(unit_vector_across, electron, draws[1][2])
-    child = once(strike, medium, electron, label, collision, event, across, draws[2])
-    electron = unit_length(once(scatter, electron, collision, event, across))
-
-    left = (flight.face > 0) & passes
-    reach_nm = look_up(medium.reach_nm, row)
-    lost = flight.buried_nm > reach_nm
-    ends = once(_fate, medium, lanes, instrument, electron, left, lost)
+    electron, child, ends = _event(once, medium, lanes, instrument)
     fate, follow, blocked = once(_decide, lanes, instrument, child, ends, secondaries)
     born = follow == 3
     history, fresh = once(_next_primary, medium, lanes, instrument)
@@ -71,6 +56,25 @@ def step(medium: Medium, lanes: Lanes, instrument: Instrument, secondaries):
         steps=lanes.steps + walked,
     )
     return after, (fate < 2, electron)
+
+
+def _event(once, medium: Medium, lanes: Lanes, instrument: Instrument):
+    """Flies every electron to its next event: the electron after it, the one it struck, and how it ended."""
+    draws = once(_draw, lanes.history, lanes.draw)
+    row = once(_energy_row, medium, lanes.electron.energy_kev, draws[0][0])
+    flight = once(aim, medium, lanes.electron, lanes.specimen_start, row, draws[0][1])
+    electron, flight = once(fly, medium, lanes.electron, flight, lanes.specimen_start)
+    electron, passes = once(cross, medium, electron, flight)
+    label = flight.label_end
+    collision = once(meet, medium, flight, row, draws[0][2], draws[1][0])
+    event = once(lose_energy, medium, electron, label, collision.drawn, draws[1][1])
+    across = once(unit_vector_across, electron, draws[1][2])
+    child = once(strike, medium, electron, label, collision, event, across, draws[2])
+    electron = unit_length(once(scatter, electron, collision, event, across))
+
+    left = (flight.face > 0) & passes
+    lost = flight.buried_nm > look_up(medium.reach_nm, row)
+    return electron, child, once(_fate, medium, lanes, instrument, electron, left, lost)
 
 
 def _decide(lanes: Lanes, instrument, child, fate, secondaries):

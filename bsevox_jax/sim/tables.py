@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from bsevox_jax.sim import elements
+from bsevox_jax.sim.files import whole_file
 
 VACUUM = "vacuum"
 ATOMS = ("muffin_tin", "free")
@@ -81,7 +82,8 @@ def combine(*parts: CrossSections) -> CrossSections:
     names = [name for part in parts for name in part.material_names[1:]]
     if len({VACUUM, *names}) <= len(names):
         raise ValueError(
-            f"materials to combine must differ in name, also from {VACUUM!r}; got {', '.join(names)}."
+            f"materials to combine must differ in name, also from {VACUUM!r}; got {', '.join(names)}. Leave "
+            "out what comes twice, or give it another name."
         )
     if any(not np.array_equal(part.energies_kev, parts[0].energies_kev) for part in parts):
         raise ValueError(
@@ -106,10 +108,8 @@ def combine(*parts: CrossSections) -> CrossSections:
 def save(tables: CrossSections, path: str | os.PathLike) -> None:
     """Writes the tables as a compressed .npz file."""
     fields = {f.name: getattr(tables, f.name) for f in dataclasses.fields(tables)}
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "wb") as file:
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **{name: np.asarray(value) for name, value in fields.items()})
-    os.replace(temporary, path)
 
 
 def load(path: str | os.PathLike) -> CrossSections:
@@ -179,7 +179,7 @@ def interpolation_mean() -> float:
 def check_atom(atom: str) -> None:
     """ValueError unless it is one of `ATOMS`."""
     if atom not in ATOMS:
-        raise ValueError(f"atom must be one of {', '.join(ATOMS)}; got {atom!r}.")
+        raise ValueError(f"atom must be one of {', '.join(ATOMS)}; got {atom!r}. Use one of them.")
 
 
 def _records(part):

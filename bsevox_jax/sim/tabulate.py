@@ -120,7 +120,7 @@ def _own_material(given):
     for name in ("density_g_cm3", "elf", "output"):
         if getattr(given, name) is None:
             raise ValueError(
-                f"a new material needs its formula, density_g_cm3, elf and output; got no --{name}."
+                f"a new material needs its formula, density_g_cm3, elf and output; got no --{name}. Give it."
             )
     if not given.output.parent.is_dir():
         raise ValueError(f"folder of --output must exist; got {given.output}. Make it first.")
@@ -149,8 +149,15 @@ def _own_material(given):
 def main(arguments: list[str] | None = None) -> None:
     """Makes the tables of the material that the arguments describe, or all shipped ones without any."""
     parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
     given = parser.parse_args(arguments)
     try:
+        if given.formula is None and arguments:
+            names = ", ".join(argument.split("=")[0] for argument in arguments if argument.startswith("--"))
+            raise ValueError(
+                f"a new material needs --formula; got {names} without it. Give it, or no option to rebuild "
+                "the shipped tables."
+            )
         if given.formula is not None:
             tables.save(build(_own_material(given), atom=given.atom), given.output)
             return

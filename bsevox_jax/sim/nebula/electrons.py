@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 
+from bsevox_jax.sim.files import whole_file
 from bsevox_jax.sim.instrument import FWHM_PER_SIGMA, Instrument, accepts, beam_direction, check_instrument
 from bsevox_jax.sim.nebula.geometry import GAP_ABOVE_NM
 from bsevox_jax.sim.specimen import Specimen
@@ -88,9 +89,8 @@ def _blur(random, shape, instrument):
 
 def write_electrons(path: str | os.PathLike, electrons: np.ndarray) -> None:
     """Writes records [n] to a file."""
-    temporary = f"{os.fspath(path)}.tmp"
-    electrons.astype(RECORD, copy=False).tofile(temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        electrons.astype(RECORD, copy=False).tofile(temporary)
 
 
 def read_electrons(path: str | os.PathLike) -> np.ndarray:

@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 
+from bsevox_jax.sim.files import whole_file
 from bsevox_jax.sim.specimen import Specimen, check_specimen
 
 MIRROR, VACUUM, DETECTOR, TERMINATOR = -122, -123, -124, -127  # the detector takes 50 eV and more
@@ -21,11 +22,9 @@ MAX_ASPECT = 4
 
 def write_geometry(path: str | os.PathLike, specimen: Specimen) -> None:
     """Writes the triangles of one specimen; material k of the command line is its label k + 1."""
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "w", newline="\n") as file:
+    with whole_file(path) as temporary, open(temporary, "w", newline="\n") as file:
         for (inside, outside), corners in zip(*triangles(specimen), strict=True):
             file.write(f"{inside} {outside} " + " ".join(f"{x:.9g}" for x in corners.ravel()) + "\n")
-    os.replace(temporary, path)
 
 
 def triangles(specimen: Specimen) -> tuple[np.ndarray, np.ndarray]:

@@ -29,6 +29,7 @@ import numpy as np
 
 from bsevox_jax.sim import inelastic, tables
 from bsevox_jax.sim.elements import BOHR_NM, HARTREE_KEV
+from bsevox_jax.sim.files import whole_file
 
 OWN_GROUP = "bsevox_jax"
 ROWS = 48  # energies
@@ -48,8 +49,7 @@ def write_material(path: str | os.PathLike, cross_sections: tables.CrossSections
     hdf5 = h5py()
     own = cross_sections.select((name,))
     source = _Source(own)
-    temporary = f"{os.fspath(path)}.tmp"
-    with hdf5.File(temporary, "w") as file:
+    with whole_file(path) as temporary, hdf5.File(temporary, "w") as file:
         _write_attributes(file, name, source)
         _write_elastic(file, source)
         _write_losses(file, source)
@@ -61,7 +61,6 @@ def write_material(path: str | os.PathLike, cross_sections: tables.CrossSections
                 group[field.name] = value
         group.attrs["material_names"] = list(own.material_names)
         group.attrs["provenance"] = own.provenance
-    os.replace(temporary, path)
 
 
 class _Source:

@@ -1,5 +1,6 @@
 """Cross sections from material files of Nebula, ours or those of cstool."""
 
+import dataclasses
 import json
 import os
 
@@ -35,9 +36,10 @@ def read_materials(paths, *, foreign: bool = False) -> tables.CrossSections:
 
 def _own(paths):
     """Our own arrays, if all files carry them on one scale of energies."""
-    files = [_open(path, lambda file: _own_arrays(file)) for path in paths]
+    files = [_open(path, _own_arrays) for path in paths]
     if any(file is None for file in files):
         return None
+    files = [_whole(*file) for file in zip(paths, files, strict=True)]
     if any(not np.array_equal(file["energies_kev"], files[0]["energies_kev"]) for file in files):
         return None
     return files
@@ -47,9 +49,21 @@ def _own_arrays(file):
     if OWN_GROUP not in file:
         return None
     group = file[OWN_GROUP]
-    arrays = {name: group[name][()] for name in group}
-    names = tuple(str(name) for name in group.attrs["material_names"])
-    return arrays | {"material_names": names, "provenance": str(group.attrs["provenance"])}
+    return dict(group.attrs) | {name: values[()] for name, values in group.items()}
+
+
+def _whole(path, found):
+    names = [field.name for field in dataclasses.fields(tables.CrossSections)]
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(
+            f"group {OWN_GROUP} of a material file must hold all cross sections; got no {', '.join(missing)} "
+            f"in {path}. Write it anew with write_material."
+        )
+    texts = {
+        "material_names": tuple(map(str, found["material_names"])),
+        "provenance": str(found["provenance"]),
+    }
+    return {name: found[name] for name in names} | texts
 
 
 def _open(path, read):

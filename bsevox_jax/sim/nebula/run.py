@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import re
 import shlex
@@ -14,11 +15,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from bsevox_jax.sim import tables
-from bsevox_jax.sim.instrument import Instrument
+from bsevox_jax.sim.instrument import Instrument, check_energies, check_instrument, check_whole
 from bsevox_jax.sim.nebula.electrons import count, primaries, read_electrons, write_electrons
 from bsevox_jax.sim.nebula.geometry import write_geometry
 from bsevox_jax.sim.nebula.materials import write_material
-from bsevox_jax.sim.specimen import Specimen, check_specimen
+from bsevox_jax.sim.specimen import Specimen, check_ids, check_specimen
 
 # Nothing below 50 eV can leave with more, and without it Nebula is 6 to 10 times faster.
 THRESHOLD_EV = 50
@@ -33,12 +34,14 @@ class Program:
         version: as the program says.
         materials: material files of the labels 1, 2, ...
         arguments: more options of the command line.
+        names: of the materials; None where files were given, which may hold any.
     """
 
     binary: str
     version: str
     materials: tuple[str, ...]
     arguments: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
 
     def recipe(self) -> dict:
         """What decides its counts, apart from the specimen; JSON types only."""
@@ -61,7 +64,7 @@ def program(binary: str, materials=(), arguments: str = "", names=("Si", "Cu")) 
         binary: `nebula_gpu` or `nebula_cpu_mt`, a path or a name to be found.
         materials: material files of the labels 1, 2, ...; none: ours of `names`, kept as long as the context.
         arguments: more options of the command line, e.g. "--capacity 2000000".
-        names: the materials of the labels.
+        names: the materials of the labels, where no files are given.
 
     Raises:
         FileNotFoundError, OSError, ValueError: no such file, or not Nebula 1; one line.
@@ -84,7 +87,13 @@ def program(binary: str, materials=(), arguments: str = "", names=("Si", "Cu")) 
             files = [os.path.join(folder, f"{name}.mat") for name in names]
             for file, name in zip(files, names, strict=True):
                 write_material(file, tables.shipped((name,)), name)
-        yield Program(os.path.abspath(path), version, tuple(files), tuple(shlex.split(arguments)))
+        yield Program(
+            os.path.abspath(path),
+            version,
+            materials=tuple(files),
+            arguments=tuple(shlex.split(arguments)),
+            names=None if materials else tuple(names),
+        )
 
 
 def _version(path):
@@ -121,29 +130,41 @@ def simulate(
 
     Raises:
         OSError: Nebula failed, with its last words, or its output is damaged; one line.
-        ValueError: a broken specimen or instrument, or a material is lacking.
+        ValueError: a broken specimen, instrument, energy or number, or a material is lacking; one line.
     """
     specimen = check_specimen(labels if isinstance(labels, Specimen) else Specimen(labels))
     batch = specimen.labels.reshape(-1, *specimen.labels.shape[-3:])
-    if batch.max() > len(program.materials):
-        raise ValueError(
-            f"Nebula needs a material file per label; got {len(program.materials)} for label {batch.max()}. "
-            "Name all files, in the order of the labels."
-        )
+    _check_materials(specimen, batch.max(), program)
+    # What given files cover Nebula knows itself.
+    energies_kev = check_energies(beam_energies_kev, tables.ENERGIES_KEV[-1] if program.names else math.inf)
+    seed = check_whole("seed", seed, 0)
     beam = {
-        "electrons_per_pixel": electrons_per_pixel,
-        "beam_energies_kev": beam_energies_kev,
-        "instrument": instrument,
+        "electrons_per_pixel": check_whole("electrons_per_pixel", electrons_per_pixel, 1),
+        "beam_energies_kev": energies_kev,
+        "instrument": check_instrument(instrument),
         "seed": seed,
     }
     counts = []
-    ids = range(len(batch)) if specimen_ids is None else np.reshape(specimen_ids, -1).tolist()
-    for volume, number in zip(batch, ids, strict=True):
+    for volume, number in zip(batch, check_ids(specimen_ids, len(batch)).tolist(), strict=True):
         one = dataclasses.replace(specimen, labels=volume)
         electrons = primaries(one, specimen_id=number, **beam)
         detected = _run(program, one, electrons, np.random.SeedSequence((seed, number)))
-        counts.append(count(detected, (*volume.shape[:2], len(beam_energies_kev)), instrument))
+        counts.append(count(detected, (*volume.shape[:2], len(energies_kev)), instrument))
     return np.stack(counts).reshape(*specimen.labels.shape[:-3], *counts[0].shape)
+
+
+def _check_materials(specimen, labels, program):
+    if labels > len(program.materials):
+        raise ValueError(
+            f"Nebula needs a material file per label; got {len(program.materials)} for label {labels}. "
+            "Name all files, in the order of the labels."
+        )
+    used = tuple(specimen.materials[:labels])
+    if program.names is not None and used != program.names[: len(used)]:
+        raise ValueError(
+            f"materials of the specimen must be those of the program; got {', '.join(used)}, have "
+            f"{', '.join(program.names)}. Pass names=specimen.materials."
+        )
 
 
 def _run(program, specimen, electrons, seeds):
