@@ -89,6 +89,7 @@ def yields(images):
     return per_pixel.mean(0), per_pixel.std(0) / np.sqrt(len(per_pixel))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("label", "material"), [(1, "Si"), (2, "Cu")])
 def test_film_yields_lie_near_those_of_another_code(label, material):
     """Within 13 % of Nebula below 3 keV and 26 % above: its models of losses and secondaries are others."""
@@ -135,6 +136,7 @@ def test_buried_copper_brightens_its_pixels_more_the_nearer_it_lies():
     assert contrast[0] > contrast[1] > 1
 
 
+@pytest.mark.slow
 def test_delta_tracking_agrees_with_tracking_from_interface_to_interface(monkeypatch):
     """Without the cubes of equal label every flight uses the majorant and rejects the excess."""
 

@@ -34,6 +34,7 @@ def test_equal_tables_give_equal_files(materials, tmp_path):
     assert (tmp_path / "Si.mat").read_bytes() == Path(materials[0]).read_bytes()
 
 
+@pytest.mark.slow
 def test_tables_of_nebula_give_our_film_yields(materials):
     """Read back without our own arrays, through the even shares and the losses W in place of w0."""
     foreign = nebula.read_materials(materials, foreign=True)
