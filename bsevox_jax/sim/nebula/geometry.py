@@ -16,7 +16,7 @@ MIRROR, VACUUM, DETECTOR, TERMINATOR = -122, -123, -124, -127  # the detector ta
 GAP_ABOVE_NM = 5.0  # vacuum between the detector, z = 0, and the specimen
 GAP_BELOW_NM = 1.0  # vacuum between the specimen and the terminator
 
-# Long thin triangles leave black patches in images of the GPU build (Nebula, issue 5).
+# Long thin triangles leave black patches in images of the GPU build (its users report).
 MAX_ASPECT = 4
 
 
