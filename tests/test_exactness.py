@@ -1,12 +1,14 @@
 """Transport against problems with exact answers: the walk is right where theory is."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import exp1, expn
 
 from bsevox_jax import sim
-from bsevox_jax.sim import imaging, tables, transport
+from bsevox_jax.sim import tables, transport, walk
+from bsevox_jax.sim.reach import reach_nm
 
 ENERGY_KEV = 0.1
 BLOCK = (6, 6, 10)  # voxels of 1 nm; one shape, so that the walk is compiled once
@@ -35,11 +37,13 @@ def model_cross_sections(elastic_per_nm, absorbing_per_nm):
     )
 
 
-def walked(labels, elastic_per_nm, absorbing_per_nm, *, electrons=50, seed=0, **instrument):
+def walked(
+    labels, elastic_per_nm, absorbing_per_nm, *, electrons=50, seed=0, side_walls="mirror", **instrument
+):
     """Images in model materials; what has lost anything is absorbed."""
     names = tuple("abcdefgh"[: len(elastic_per_nm)])
     return sim.simulate_bse(
-        sim.Specimen(np.asarray(labels, np.uint8), materials=names),
+        sim.Specimen(np.asarray(labels, np.uint8), materials=names, side_walls=side_walls),
         electrons_per_pixel=electrons,
         beam_energies_kev=(ENERGY_KEV,),
         instrument=sim.Instrument(lowest_energy_kev=0.09, **instrument),
@@ -101,29 +105,42 @@ def test_without_scattering_all_go_through():
         assert (reflected, transmitted) == (0, 1)
 
 
-def attenuation(labels, rates, tilt_rad, azimuth_rad):
-    """Share that a ray loses nothing, over all pixels: rays traced finely through the unfolded specimen."""
+def attenuation(labels, rates, tilt_rad, azimuth_rad, side_walls):
+    """Share that a ray loses nothing, over all pixels: rays traced finely through the specimen and beyond."""
     ny, nx, nz = labels.shape
     depth = (np.arange(4000) + 0.5) / 4000 * nz
     rng = np.random.default_rng(0)
     start = rng.uniform(0, 1, (4000, 2)) * (nx, ny)
     run = np.tan(tilt_rad) * depth
     x, y = (start[:, i, None] + run * f(azimuth_rad) for i, f in enumerate((np.cos, np.sin)))
-    x, y = (np.abs((v + n) % (2 * n) - n).clip(0, n - 1e-9).astype(int) for v, n in ((x, nx), (y, ny)))
-    optical = np.array([0.0, *rates])[labels.astype(int)[y, x, depth.astype(int)]].mean(1) * nz
+    inside = 1.0
+    if side_walls == "mirror":
+        x, y = (np.abs((v + n) % (2 * n) - n).clip(0, n - 1e-9) for v, n in ((x, nx), (y, ny)))
+    if side_walls == "open":
+        inside = (x >= 0) & (x < nx) & (y >= 0) & (y < ny)
+    x, y = x.astype(int) % nx, y.astype(int) % ny
+    optical = (inside * np.array([0.0, *rates])[labels.astype(int)[y, x, depth.astype(int)]]).mean(1) * nz
     return np.exp(-optical / np.cos(tilt_rad)).mean()
 
 
-@pytest.mark.parametrize("tilt_rad, azimuth_rad", [(0.0, 0.0), (0.6, 0.0), (1.0, 2.0)])
-def test_absorbing_voxel_pattern_attenuates_exponentially_along_every_ray(tilt_rad, azimuth_rad):
+@pytest.mark.parametrize(
+    "tilt_rad, azimuth_rad, side_walls",
+    [
+        (0.0, 0.0, "mirror"),
+        (0.6, 0.0, "mirror"),
+        (1.0, 2.0, "mirror"),
+        (1.0, 0.5, "periodic"),
+        (0.6, 2.0, "open"),
+    ],
+)
+def test_absorbing_voxel_pattern_attenuates_exponentially_along_every_ray(tilt_rad, azimuth_rad, side_walls):
     labels = np.random.default_rng(1).integers(0, 3, BLOCK)
     rates = [0.05, 0.4]
-    images = walked(
-        labels, [0.0, 0.0], rates, electrons=2000, tilt_rad=tilt_rad, tilt_azimuth_rad=azimuth_rad
-    )
+    tilt = {"tilt_rad": tilt_rad, "tilt_azimuth_rad": azimuth_rad}
+    images = walked(labels, [0.0, 0.0], rates, electrons=2000, side_walls=side_walls, **tilt)
     reflected, transmitted, trials = shares(images)
     assert reflected == 0
-    expected = attenuation(labels, rates, tilt_rad, azimuth_rad)
+    expected = attenuation(labels, rates, tilt_rad, azimuth_rad, side_walls)
     assert abs(transmitted - expected) < 4 * np.sqrt(expected / trials) + 0.004  # of the traced rays
 
 
@@ -165,13 +182,13 @@ def pattern():
     return labels
 
 
-ENERGIES_KEV = (0.5, 2.0)
+ENERGIES_KEV = (0.5, 2.0, 5.0)
 
 
 def yields(labels, seed, **options):
-    """Mean yields, and standard errors from the scatter over pixels of equal specimens."""
+    """Mean yields of 1,000,000 electrons per energy, and standard errors from the scatter of specimens."""
     images = sim.simulate_bse(
-        labels, electrons_per_pixel=500, beam_energies_kev=ENERGIES_KEV, seed=seed, **options
+        labels, electrons_per_pixel=2000, beam_energies_kev=ENERGIES_KEV, seed=seed, **options
     )
     per_specimen = images.yields.mean((-3, -2), dtype=np.float64)
     return per_specimen.mean(0), per_specimen.std(0, ddof=1) / np.sqrt(len(per_specimen))
@@ -190,11 +207,26 @@ def reference():
 @pytest.mark.parametrize("half_width", [0, 99])
 def test_tracking_from_face_to_face_equals_delta_tracking(reference, half_width, monkeypatch):
     """0: own rates and a stop at every interface; 99: the largest rate, many null collisions."""
-    monkeypatch.setattr(transport, "OWN_RATE_HALF_WIDTH", half_width)
+
+    def everywhere(rates_per_nm, _):
+        return jnp.where(rates_per_nm > 0, half_width, 0)
+
+    monkeypatch.setattr(transport, "_own_rate_half_width", everywhere)
     jax.clear_caches()
     other = yields(np.stack([pattern()] * 8), seed=2)
     jax.clear_caches()
     assert_equal_yields(reference, other)
+
+
+@pytest.mark.slow
+def test_counts_do_not_depend_on_how_often_stacks_and_cells_are_served(monkeypatch):
+    options = {"electrons_per_pixel": 20, "beam_energies_kev": ENERGIES_KEV}
+    often = sim.simulate_bse(pattern(), **options)
+    monkeypatch.setattr(walk, "STEPS_PER_SERVICE", 31)
+    jax.clear_caches()
+    seldom = sim.simulate_bse(pattern(), **options)
+    jax.clear_caches()
+    np.testing.assert_array_equal(often.counts, seldom.counts)
 
 
 @pytest.mark.slow
@@ -215,4 +247,4 @@ def test_giving_up_what_is_too_deep_spares_most_of_the_walk_in_bulk():
     short, whole = (sim.simulate_bse(bulk, follow_all=follow_all, **options) for follow_all in (False, True))
     assert short.steps < 0.65 * whole.steps
     assert not short.fates["unfinished"].any()
-    assert imaging.reach_nm(tables.shipped().select(("Si",)), 0.05)[-1] > 1000
+    assert reach_nm(tables.shipped().select(("Si",)), 0.05)[-1] > 1000

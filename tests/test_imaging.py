@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -6,8 +7,9 @@ import pytest
 
 from benchmarks.validation.report import references
 from bsevox_jax import sim
-from bsevox_jax.sim import imaging, lanes, tables
+from bsevox_jax.sim import lanes, work
 
+DATA = Path(__file__).parent / "data"
 ENERGIES_KEV = (0.5, 2.0, 10.0)
 
 
@@ -35,6 +37,7 @@ def reference():
         {"lanes": 777, "specimens_per_chunk": 2, "devices": 2},
         {"specimens_per_chunk": 1, "devices": 1},
         {"specimens_per_chunk": 1, "devices": 4},
+        {"lanes": 12, "devices": 3},  # 17 pixels of a specimen in each chunk
     ],
 )
 def test_counts_do_not_depend_on_lanes_chunks_or_devices(reference, cut):
@@ -49,6 +52,12 @@ def test_counts_do_not_depend_on_lanes_chunks_or_devices(reference, cut):
 def test_counts_do_not_depend_on_the_neighbours_in_specimen_or_energy(reference):
     alone = image(mixed_specimens()[3], specimen_ids=[3], beam_energies_kev=(2.0,))
     np.testing.assert_array_equal(alone.counts[..., 0], reference.counts[3, ..., 1])
+
+
+def test_progress_tells_of_every_primary():
+    told = []
+    image(mixed_specimens(), progress=told.append)
+    assert len(told) > 1 and sum(told) == 5 * 400 * len(ENERGIES_KEV) * 2
 
 
 def test_doses_add_up(reference):
@@ -137,16 +146,42 @@ def test_buried_copper_brightens_its_pixels_more_the_nearer_it_lies():
 
 
 @pytest.mark.slow
+def test_faster_walk_counts_what_the_first_one_counted():
+    """1,000,000 electrons at each of the 20 energies, by kind; the older counts carry the same error."""
+    cube = np.ones((5, 20, 20, 20), np.uint8)
+    cube[:, 5:15, 5:15, 5:15] = 2
+    images = sim.simulate_bse(cube, electrons_per_pixel=500, seed=2)
+    table = np.loadtxt(DATA / "yields_version_2.csv", delimiter=",", skiprows=6)
+    freed = images.counts - images.primary_counts
+    for counts, before in ((images.primary_counts, table[:, 1]), (freed, table[:, 2])):
+        now = counts.sum((0, 1, 2))
+        chi2 = ((now - before) ** 2 / (now + before)).sum()
+        assert chi2 < 20 + 4 * np.sqrt(40)
+
+
+@pytest.mark.slow
 def test_delta_tracking_agrees_with_tracking_from_interface_to_interface(monkeypatch):
     """Without the cubes of equal label every flight uses the majorant and rejects the excess."""
-
     labels = mixed_specimens(1)
-    options = {"electrons_per_pixel": 100, "beam_energies_kev": ENERGIES_KEV}
+    options = {"electrons_per_pixel": 2500, "beam_energies_kev": ENERGIES_KEV}
     exact, error = yields(image(labels, **options))
-    words = imaging.tracking_words
-    monkeypatch.setattr(imaging, "tracking_words", lambda labels: words(labels) & ~np.uint16(0xF0))
+    words = work.tracking_words
+    monkeypatch.setattr(work, "tracking_words", lambda *block: words(*block) & ~np.uint16(0xF0))
     delta, delta_error = yields(image(labels, seed=8, **options))
     assert (np.abs(delta - exact) < 5 * np.hypot(error, delta_error)).all()
+
+
+def test_block_with_open_sides_stands_alone_in_vacuum():
+    """As if vacuum lay around it: what leaves sideways goes on straight, up into the detector or down."""
+    pillar = np.ones((4, 4, 12), np.uint8)
+    pillar[1, :, 2:5] = 2
+    margin = 16  # voxels of vacuum, before the mirrors
+    around = np.pad(pillar, ((margin, margin), (margin, margin), (0, 0)))
+    options = {"beam_energies_kev": (1.0,), "lanes": None}
+    alone = image(sim.Specimen(pillar, side_walls="open"), electrons_per_pixel=5000, **options).yields.mean()
+    within = image(around, electrons_per_pixel=2000, **options).yields[margin:-margin, margin:-margin].mean()
+    error = np.sqrt(alone / (16 * 5000) + within / (16 * 2000))
+    assert abs(alone - within) < 4 * error
 
 
 def test_stack_is_deep_enough_for_the_highest_energy():
@@ -177,10 +212,10 @@ def test_bad_options_are_refused_with_the_rule(options, rule):
 
 
 def test_chunk_keeps_its_voxels_and_cells_within_32_bits(reference, monkeypatch):
-    monkeypatch.setattr(imaging, "LARGEST_INDEX", 2 * 20**3 + 1)
+    monkeypatch.setattr(work, "LARGEST_INDEX", 2 * 20**3 + 1)
     sizes = []
-    words = imaging.tracking_words
-    monkeypatch.setattr(imaging, "tracking_words", lambda labels: sizes.append(len(labels)) or words(labels))
+    put = work._part_of
+    monkeypatch.setattr(work, "_part_of", lambda *part: sizes.append(put(*part).num_specimens) or put(*part))
     images = image(mixed_specimens(), specimens_per_chunk=5, devices=jax.devices()[:1])
     assert sorted(sizes) == [1, 2, 2]
     np.testing.assert_array_equal(images.counts, reference.counts)
@@ -190,12 +225,11 @@ def test_chunk_keeps_its_voxels_and_cells_within_32_bits(reference, monkeypatch)
 def test_walk_lowers_for_accelerators_without_the_branches_of_a_step(platform):
     """The phases of a step stay together only on CPU; on an accelerator a branch would stop the device."""
     labels = np.ones((1, 4, 4, 4), np.uint8)
-    cells = imaging._cells((1.0,), np.arange(1), 0, 0, 1)
-    cross_sections = tables.shipped()
-    reach = imaging.reach_nm(cross_sections, 0.05)
-    matter = (imaging.tracking_words(labels), cross_sections, reach.astype(np.float32))
-    arguments = (*matter, cells, sim.Instrument(), np.bool_(True), 1.0, 16, False)
-    traced = imaging._walk.trace(*arguments)
+    options = sim.simulate_bse.__kwdefaults__ | {"electrons_per_pixel": 1}
+    del options["progress"]
+    todo = work.prepare(labels, **options)
+    walked = (work.tracking_words(labels), *todo.matter, todo.cells, todo.instrument, todo.secondaries)
+    traced = work.compiled_for("cuda").trace(*walked, 1.0, "mirror", 16, 16, False)
     lowered, on_cpu = (traced.lower(lowering_platforms=(name,)).as_text() for name in (platform, "cpu"))
     assert "stablehlo.while" in lowered
     assert lowered.count("stablehlo.case") < on_cpu.count("stablehlo.case")

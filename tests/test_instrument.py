@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from bsevox_jax import sim
-from bsevox_jax.sim import imaging, instrument
+from bsevox_jax.sim import instrument
 from bsevox_jax.sim.instrument import Instrument
 from bsevox_jax.sim.transport import Electron
+from bsevox_jax.sim.work import compiled_for
 
 BLOCK = np.ones((6, 6, 10), np.uint8)
 BITS = jax.random.bits(jax.random.key(0), (3, 200_000), "uint32")
@@ -136,10 +137,12 @@ def test_spectrum_holds_the_electrons_of_the_image(plain):
 
 
 def test_instrument_does_not_compile_the_walk_again():
-    imaging._walk.clear_cache()
-    for changes in ({}, {"probe_fwhm_nm": 2.0}, {"tilt_rad": 0.3}, {"lowest_energy_kev": 0.2}):
+    compiled_for("cpu").clear_cache()
+    image()
+    programs = compiled_for("cpu")._cache_size()  # one for each device
+    for changes in ({"probe_fwhm_nm": 2.0}, {"tilt_rad": 0.3}, {"lowest_energy_kev": 0.2}):
         image(**changes)
-    assert imaging._walk._cache_size() == 1
+    assert compiled_for("cpu")._cache_size() == programs
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from bsevox_jax.sim.specimen import (
 from bsevox_jax.sim.transport import NUDGE
 
 
-def brute_force_half_width(values, y, x, z):
-    padded = np.pad(values, [(MAX_CLEARANCE,) * 2] * 2 + [(0, 0)], mode="symmetric")
+def brute_force_half_width(values, y, x, z, beyond):
+    padded = np.pad(values, [(MAX_CLEARANCE,) * 2] * 2 + [(0, 0)], mode=beyond)
     y, x = y + MAX_CLEARANCE, x + MAX_CLEARANCE
     for r in range(1, MAX_CLEARANCE + 1):
         cube = padded[y - r : y + r + 1, x - r : x + r + 1, max(z - r, 0) : z + r + 1]
@@ -21,16 +21,19 @@ def brute_force_half_width(values, y, x, z):
     return MAX_CLEARANCE
 
 
-def test_clearance_is_the_largest_uniform_cube_of_the_mirrored_specimen():
+@pytest.mark.parametrize(
+    ("side_walls", "beyond"), [("mirror", "symmetric"), ("periodic", "wrap"), ("open", "constant")]
+)
+def test_clearance_is_the_largest_uniform_cube_also_beyond_the_side_walls(side_walls, beyond):
     rng = np.random.default_rng(0)
     labels = np.ones((20, 20, 20), np.uint8)
     labels[3:9, 4:15, 0:7] = 2
     labels[12:, :2, 10:] = 0
-    words = tracking_words(labels[None])[0]
+    words = tracking_words(labels[None], side_walls)[0]
     assert np.array_equal(words & 15, labels)
     for y, x, z in rng.integers(0, 20, (200, 3)):
-        assert words[y, x, z] >> 4 & 15 == brute_force_half_width(labels, y, x, z)
-        assert words[y, x, z] >> 8 & 15 == brute_force_half_width(labels > 0, y, x, z)
+        assert words[y, x, z] >> 4 & 15 == brute_force_half_width(labels, y, x, z, beyond)
+        assert words[y, x, z] >> 8 & 15 == brute_force_half_width(labels > 0, y, x, z, beyond)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def collisions(material: str, energy_kev: float) -> dict:
 
     k, k_new = (np.sqrt(2 * energy / elements.HARTREE_KEV) for energy in (kinetic, kinetic - loss))
     given = np.linalg.norm(k * _direction(old) - k_new * _direction(new), axis=0)
-    missing = np.abs(given - np.asarray(event.momentum, float))[hit]
+    missing = np.abs(given - np.hypot(np.asarray(event.along, float), event.aside))[hit]
     turn = 2 * np.where(collision.elastic, collision.drawn, 0.0).astype(float)
     loss_scale, turn_scale = _means_per_collision(cross_sections, constants, row, kinetic)
     return {

@@ -91,7 +91,7 @@ def struck_along(momentum_scale):
     """The momentum transfer counts more or less than that of the struck electron; 0: it leaves anywhere."""
 
     def struck(medium, electron, label, collision, event, across, bits):
-        scaled = event._replace(momentum=event.momentum * momentum_scale)
+        scaled = event._replace(along=event.along * momentum_scale, aside=event.aside * momentum_scale)
         return scattering.strike(medium, electron, label, collision, scaled, across, bits)
 
     return struck

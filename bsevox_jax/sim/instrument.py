@@ -119,14 +119,26 @@ def primary(instrument: Instrument, x, y, energy_kev, size, bits) -> Electron:
     """
     tilt, azimuth = instrument.tilt_rad, instrument.tilt_azimuth_rad
     ux, uy, uz = beam_direction(instrument)
-    # A Gaussian of two 16-bit numbers, of which a tilt stretches the part along the beam.
-    radius = instrument.probe_fwhm_nm / FWHM_PER_SIGMA * jnp.sqrt(-2 * jnp.log(uniform(bits[2] << 16)))
-    cos, sin = cos_sin_turns(uniform(bits[2]))
-    along, aside = radius * cos / jnp.cos(tilt), radius * sin
+    x, y = x + uniform(bits[0]) * size, y + uniform(bits[1]) * size
+
+    def blurred(x, y):
+        # A Gaussian of two 16-bit numbers, of which a tilt stretches the part along the beam.
+        radius = instrument.probe_fwhm_nm / FWHM_PER_SIGMA * jnp.sqrt(-2 * jnp.log(uniform(bits[2] << 16)))
+        cos, sin = cos_sin_turns(uniform(bits[2]))
+        along, aside = radius * cos / jnp.cos(tilt), radius * sin
+        return (
+            x + along * jnp.cos(azimuth) - aside * jnp.sin(azimuth),
+            y + along * jnp.sin(azimuth) + aside * jnp.cos(azimuth),
+        )
+
+    def blurred_if_needed(x, y):
+        return jax.lax.cond(jnp.asarray(instrument.probe_fwhm_nm) > 0, blurred, lambda *xy: xy, x, y)
+
+    x, y = jax.lax.platform_dependent(x, y, cpu=blurred_if_needed, default=blurred)
     ones = jnp.ones_like(x)
     return Electron(
-        x=x + uniform(bits[0]) * size + along * jnp.cos(azimuth) - aside * jnp.sin(azimuth),
-        y=y + uniform(bits[1]) * size + along * jnp.sin(azimuth) + aside * jnp.cos(azimuth),
+        x=x,
+        y=y,
         # A tilted beam starts above the surface and is refracted there; a normal one would not be.
         z=ones * jnp.where(jnp.asarray(tilt) > 0, -NUDGE, NUDGE) * size,
         ux=ones * ux,

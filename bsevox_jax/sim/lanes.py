@@ -11,10 +11,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from bsevox_jax.sim.biasing import Scores, closed, no_scores
 from bsevox_jax.sim.random import pcg3d
 from bsevox_jax.sim.transport import Electron, Medium
 
 FATES = ("detected_primary", "detected_secondary", "missed", "transmitted", "absorbed", "unfinished")
+
+STEPS_PER_SERVICE = 12  # how often the stacks and finished cells are looked after
+TALLY_BITS = 5  # count to 31, more than the steps between two services; six fates fit into a word
 
 # Of the two electrons that leave an ionisation the slower goes on and the faster waits, so energies at least
 # halve from one waiting electron to the next: log2(11 keV / 50 eV) = 7.8 of them at most.
@@ -24,9 +28,11 @@ STACK_DEPTH = 8
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """The work: `num_specimens` x energies x pixels cells of `electrons` primaries each."""
+    """The work: energies x `num_specimens` x `num_pixels` cells of `electrons` primaries each."""
 
     num_specimens: jax.Array  # int32; the first ones of the batch, the rest is padding
+    first_pixel: jax.Array  # int32; counted along x, then y
+    num_pixels: jax.Array  # int32; from the first one on
     beam_energies_kev: jax.Array  # [e]
     keys: jax.Array  # uint32 [e, specimen, 3]: names the random stream of an energy and specimen
     first_electron: jax.Array  # uint32; index of the first primary of each cell
@@ -55,8 +61,18 @@ class Lanes:
     specimen_start: jax.Array
     next_electron: jax.Array  # uint32
     electrons_left: jax.Array
-    tally: tuple[jax.Array, ...]  # int32, one for each of FATES
+    ended: jax.Array  # uint32, how many ended since the last service: TALLY_BITS for each of FATES
+    tally: tuple[jax.Array, ...]  # int32, one for each of FATES, up to the last service
     steps: jax.Array
+    scores: Scores | None = None  # of a walk with biasing
+
+
+def serve_tallies(lanes: Lanes) -> Lanes:
+    """Counts the electrons that ended since the last service."""
+    mask = jnp.uint32(2**TALLY_BITS - 1)
+    new = ((lanes.ended >> (TALLY_BITS * n)) & mask for n in range(len(FATES)))
+    tally = tuple(count + n.astype(jnp.int32) for count, n in zip(lanes.tally, new, strict=True))
+    return dataclasses.replace(lanes, tally=tally, ended=jnp.zeros_like(lanes.ended))
 
 
 def serve_stacks(lanes: Lanes) -> Lanes:
@@ -81,8 +97,13 @@ def serve_stacks(lanes: Lanes) -> Lanes:
     )
 
 
-def serve_cells(medium: Medium, cells: Cells, num_cells, lanes: Lanes, next_cell, counts):
-    """Stores the counts of finished cells and hands out the next ones, in the order of the lanes."""
+def serve_cells(medium: Medium, cells: Cells, lanes: Lanes, next_cell, counts):
+    """Stores the counts of finished cells and hands out the next ones, in the order of the lanes.
+
+    `counts` is [cell, fate], or [cell, sum] with biasing; its cells are those of `walk`, padding included.
+    """
+    num_energies, specimens = cells.keys.shape[:2]
+    num_cells = num_energies * cells.num_specimens * cells.num_pixels
     done = ~lanes.flying & (lanes.electrons_left == 0)
     counts = store(counts, lanes, done)
     cell = next_cell + jnp.cumsum(done.astype(jnp.int32)) - 1
@@ -90,12 +111,13 @@ def serve_cells(medium: Medium, cells: Cells, num_cells, lanes: Lanes, next_cell
     next_cell = jnp.minimum(next_cell + done.sum(dtype=jnp.int32), num_cells)
 
     ny, nx, nz = medium.shape
-    pixel = cell % (ny * nx)
-    specimen = (cell // (ny * nx)) % cells.num_specimens
-    energy = jnp.minimum(cell // (ny * nx * cells.num_specimens), cells.keys.shape[0] - 1)
+    in_chunk = cell % cells.num_pixels
+    pixel = cells.first_pixel + in_chunk
+    specimen = (cell // cells.num_pixels) % cells.num_specimens
+    energy = jnp.minimum(cell // (cells.num_pixels * cells.num_specimens), num_energies - 1)
     key = cells.keys[energy, specimen]
     cell_key = pcg3d(key[:, 0] + pixel.astype(jnp.uint32), key[:, 1], key[:, 2])
-    stored = (energy * cells.keys.shape[1] + specimen) * (ny * nx) + pixel
+    stored = (energy * specimens + specimen) * (counts.shape[0] // (num_energies * specimens)) + in_chunk
     kept = lanes.cell_x, lanes.cell_y, lanes.cell_energy_kev, lanes.specimen_start
     fresh = (
         (pixel % nx) * medium.voxel_nm,
@@ -115,14 +137,16 @@ def serve_cells(medium: Medium, cells: Cells, num_cells, lanes: Lanes, next_cell
         next_electron=jnp.where(take, cells.first_electron, lanes.next_electron),
         electrons_left=jnp.where(take, cells.electrons, lanes.electrons_left),
         tally=tuple(jnp.where(done, 0, count) for count in lanes.tally),
+        scores=lanes.scores and select(done, no_scores(done.shape[0]), lanes.scores),
     )
     return lanes, next_cell, counts
 
 
 def store(counts, lanes: Lanes, done):
-    """Writes the tallies of the lanes that are done; a lane without a cell points past the end."""
+    """Writes what the lanes that are done have counted; a lane without a cell points past the end."""
     cell = jnp.where(done, lanes.cell, counts.shape[0])
-    return counts.at[cell].set(jnp.stack(lanes.tally, axis=-1), mode="drop")
+    sums = closed(lanes.scores, done)[2:] if lanes.scores else lanes.tally
+    return counts.at[cell].set(jnp.stack(sums, axis=-1), mode="drop")
 
 
 def select(condition, chosen, other):
@@ -130,17 +154,17 @@ def select(condition, chosen, other):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)
 
 
-def idle_lanes(num_lanes: int) -> Lanes:
-    """Lanes that have no cell yet."""
+def idle_lanes(num_lanes: int, biased: bool = False) -> Lanes:
+    """Lanes that have no cell yet; for a walk with biasing or without."""
 
     def zeros(dtype, *shape):
         return jnp.zeros((*shape, num_lanes), dtype)
 
     def electrons(*shape):
         real = [zeros(jnp.float32, *shape) for _ in range(6)]
-        return Electron(
-            *real, energy_kev=jnp.ones((*shape, num_lanes), jnp.float32), is_primary=zeros(bool, *shape)
-        )
+        ones = jnp.ones((*shape, num_lanes), jnp.float32)
+        weight = ones if biased else None
+        return Electron(*real, energy_kev=ones, is_primary=zeros(bool, *shape), weight=weight)
 
     return Lanes(
         electron=electrons(),
@@ -160,6 +184,8 @@ def idle_lanes(num_lanes: int) -> Lanes:
         specimen_start=zeros(jnp.int32),
         next_electron=zeros(jnp.uint32),
         electrons_left=zeros(jnp.int32),
+        ended=zeros(jnp.uint32),
         tally=tuple(zeros(jnp.int32) for _ in FATES),
         steps=zeros(jnp.int32),
+        scores=no_scores(num_lanes) if biased else None,
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bsevox_jax.sim.elements import HARTREE_KEV, SPEED_OF_LIGHT_AU
 from bsevox_jax.sim.random import cos_sin_turns, uniform
-from bsevox_jax.sim.transport import Electron, Flight, Medium, look_up
+from bsevox_jax.sim.transport import Electron, Flight, Medium, look_up, of_material
 
 
 class Collision(NamedTuple):
@@ -28,20 +28,33 @@ class Collision(NamedTuple):
 
 def meet(medium: Medium, flight: Flight, row, kind_bits, quantile_bits) -> Collision:
     """Decides what happens at the end of a flight: a real collision of some kind, or a null collision."""
+    elastic, inelastic = kind_of(medium, flight, row, kind_bits)
+    drawn = drawn_at(medium, flight.label_end, row, elastic, uniform(quantile_bits))
+    return Collision(elastic, inelastic, drawn)
+
+
+def kind_of(medium: Medium, flight: Flight, row, kind_bits):
+    """Whether the collision at the end of a flight is elastic, and whether it is inelastic; see `meet`."""
     at_row = flight.label_end * medium.num_rows + row
     elastic_rate = look_up(medium.elastic_rate_per_nm, at_row)
     inelastic_rate = look_up(medium.inelastic_rate_per_nm, at_row)
     choice = uniform(kind_bits) * flight.rate_per_nm
     real = (flight.face == 0) & (choice < elastic_rate + inelastic_rate)
     elastic = real & (choice < elastic_rate)
+    return elastic, real & ~elastic
 
-    table = jnp.where(elastic, 0, medium.barrier_kev.shape[0] * medium.num_rows) + at_row
-    position = -jnp.log(uniform(quantile_bits)) * medium.points_per_log_quantile
+
+def drawn_at(medium: Medium, label, row, elastic, share):
+    """What the given share of the elastic, or else the inelastic, events exceeds; see `Collision`."""
+    table = jnp.where(elastic, 0, medium.barrier_kev.shape[0] * medium.num_rows) + (
+        label * medium.num_rows + row
+    )
+    position = -jnp.log(share) * medium.points_per_log_quantile
     position = jnp.minimum(position, medium.num_points - 1.001)
     point = position.astype(jnp.int32)
     index = table * medium.num_points + point
     low, high = look_up(medium.quantiles, index), look_up(medium.quantiles, index + 1)
-    return Collision(elastic, real & ~elastic, low + (position - point) * (high - low))
+    return low + (position - point) * (high - low)
 
 
 def scatter(electron: Electron, collision: Collision, event, across) -> Electron:
@@ -77,11 +90,10 @@ def strike(medium: Medium, electron: Electron, label, collision: Collision, even
     Returns:
         The struck electron; its energy (vacuum terms) is zero or less if there is none or it cannot leave.
     """
-    barrier_kev, fermi_kev = look_up(medium.barrier_kev, label), look_up(medium.fermi_kev, label)
-    edges = medium.core_edges_kev.shape[0] // medium.barrier_kev.shape[0]
+    barrier_kev, fermi_kev = of_material(medium.barrier_kev, label), of_material(medium.fermi_kev, label)
     binding_kev = jnp.zeros_like(barrier_kev)
-    for edge in range(edges):
-        edge_kev = look_up(medium.core_edges_kev, label * edges + edge)
+    for edges_kev in medium.core_edges_kev.T:
+        edge_kev = of_material(edges_kev, label)
         binding_kev = jnp.where(collision.drawn >= edge_kev, edge_kev, binding_kev)
     sea_kev = fermi_kev * jnp.exp(jnp.log(uniform(bits[0])) * (2 / 3))  # density of states ~ sqrt(E)
     from_core = binding_kev > 0
@@ -93,12 +105,11 @@ def strike(medium: Medium, electron: Electron, label, collision: Collision, even
     cos, turn = 2 * uniform(bits[1]) - 1, cos_sin_turns(uniform(bits[2]))
     sin = jnp.sqrt(1 - cos * cos)
     before = (sin * turn[0], sin * turn[1], cos)
-    along = event.momentum * event.child_cos
-    aside = event.momentum * jnp.sqrt(jnp.maximum(1 - event.child_cos * event.child_cos, 0.0))
     old = (electron.ux, electron.uy, electron.uz)
-    after = [along * u - aside * p + momentum * k for u, p, k in zip(old, across, before, strict=True)]
-    length = jnp.sqrt(jnp.maximum(sum(c * c for c in after), 1e-12))
-    ux, uy, uz = (c / length for c in after)
+    given = (event.along * u - event.aside * p for u, p in zip(old, across, strict=True))
+    after = [q + momentum * k for q, k in zip(given, before, strict=True)]
+    per_length = jax.lax.rsqrt(jnp.maximum(sum(c * c for c in after), 1e-12))
+    ux, uy, uz = (c * per_length for c in after)
     born = jnp.zeros_like(electron.is_primary)
     return electron._replace(ux=ux, uy=uy, uz=uz, energy_kev=energy_kev, is_primary=born)
 
@@ -106,20 +117,20 @@ def strike(medium: Medium, electron: Electron, label, collision: Collision, even
 class EnergyLoss(NamedTuple):
     """An inelastic event: loss W, deflection, momentum q given away (atomic units), whether it can happen.
 
-    `child_cos` is the cosine between q and the direction of flight; the rest points against the deflection.
+    `along` is the part of q along the direction of flight; `aside` the rest, against the deflection.
     """
 
     loss_kev: jax.Array
     one_minus_cos: jax.Array
-    momentum: jax.Array
-    child_cos: jax.Array
+    along: jax.Array
+    aside: jax.Array
     possible: jax.Array
 
 
 def lose_energy(medium: Medium, electron: Electron, label, pole_kev, random_bits) -> EnergyLoss:
     """The inelastic event of an electron in a material; see `single_pole_loss`."""
-    kinetic_kev = electron.energy_kev + look_up(medium.barrier_kev, label)
-    return single_pole_loss(kinetic_kev, look_up(medium.fermi_kev, label), pole_kev, uniform(random_bits))
+    kinetic_kev = electron.energy_kev + of_material(medium.barrier_kev, label)
+    return single_pole_loss(kinetic_kev, of_material(medium.fermi_kev, label), pole_kev, uniform(random_bits))
 
 
 def single_pole_loss(kinetic_kev, fermi_kev, pole_kev, u) -> EnergyLoss:
@@ -134,8 +145,8 @@ def single_pole_loss(kinetic_kev, fermi_kev, pole_kev, u) -> EnergyLoss:
     t, w0 = kinetic_kev / HARTREE_KEV, pole_kev / HARTREE_KEV
     w0 = jnp.maximum(w0, 1e-4)
     b = (3 * math.pi / 4) ** (2 / 3) / 3 * jnp.exp(jnp.log(w0) * (4 / 3))
-    gamma_minus_1 = t / SPEED_OF_LIGHT_AU**2
-    v = jnp.sqrt(2 * t * (1 + gamma_minus_1 / 2)) / (1 + gamma_minus_1)
+    k = jnp.sqrt(2 * t)
+    v = k * _slowed(t / SPEED_OF_LIGHT_AU**2)
     w_max = (kinetic_kev - fermi_kev) / (2 * HARTREE_KEV)
 
     q_min = smallest_momentum_transfer(v, b, w0)
@@ -144,36 +155,44 @@ def single_pole_loss(kinetic_kev, fermi_kev, pole_kev, u) -> EnergyLoss:
     x_max = 2 * beyond / (jnp.sqrt(b * b + jnp.maximum(beyond, 0)) + b)
     possible = (beyond > 0) & (x_max > x_min)
 
-    def big_h(x):
-        return x / (2 * w0 * jnp.sqrt(w0 * w0 + x * (b + x / 4)) + b * x + 2 * w0 * w0)
+    def x_over_h(x):
+        return 2 * w0 * jnp.sqrt(w0 * w0 + x * (b + x / 4)) + b * x + 2 * w0 * w0
 
-    h_min = big_h(x_min)
-    ratio = jnp.where(possible, big_h(jnp.maximum(x_max, x_min)) / h_min, 1.0)
-    h = h_min * jnp.exp(u * jnp.log(ratio))
+    from_min = x_over_h(x_min)
+    ratio = jnp.where(possible, x_max * from_min / (x_min * x_over_h(jnp.maximum(x_max, x_min))), 1.0)
+    h = x_min / from_min * jnp.exp(u * jnp.log(ratio))
     x = 4 * w0 * w0 * h / ((1 - h * b - h * w0) * (1 - h * b + h * w0))
     loss = jnp.sqrt(w0 * w0 + x * (b + x / 4))
 
-    k = jnp.sqrt(2 * t)
     k_after = jnp.sqrt(2 * jnp.maximum(t - loss, 1e-6))
     change = 2 * loss / (k + k_after)
     one_minus_cos = jnp.clip((x - change * change) / (2 * k * k_after), 0.0, 2.0)
-    momentum = jnp.sqrt(x)
-    child_cos = jnp.clip((k - k_after * (1 - one_minus_cos)) / momentum, -1.0, 1.0)
-    return EnergyLoss(loss * HARTREE_KEV, one_minus_cos, momentum, child_cos, possible)
+    along = k - k_after * (1 - one_minus_cos)
+    aside = k_after * jnp.sqrt(one_minus_cos * (2 - one_minus_cos))
+    return EnergyLoss(loss * HARTREE_KEV, one_minus_cos, along, aside, possible)
+
+
+def _slowed(gamma_minus_1):
+    """v / sqrt(2 T) = sqrt(1 + g/2) / (1 + g) of the relativistic speed, to fourth order in g = T/c^2."""
+    g = gamma_minus_1
+    return 1 + g * (-3 / 4 + g * (23 / 32 + g * (-91 / 128 + g * 1451 / 2048)))
 
 
 def smallest_momentum_transfer(v, b, w0):
-    """Smallest root q of v q^3 - (v^2 - b) q^2 + w0^2 = 0 (atomic units), by Newton steps from below.
+    """Smallest root q of v q^3 - (v^2 - b) q^2 + w0^2 = 0 (atomic units).
 
     The kinematic limit v q - q^2/2 = w_q squared. The textbook form with arccos loses all digits in float32.
+    With a = v^2 - b it is q = w0 a^-1/2 g, where g^2 (1 - e g) = 1 and e = v w0 a^-3/2: two Newton steps from
+    the power series of g(e).
     """
-    a = jnp.maximum(v * v - b, 1e-6)
-    q = w0 / jnp.sqrt(a)
-    for _ in range(4):
-        value = q * q * (v * q - a) + w0 * w0
-        slope = q * (3 * v * q - 2 * a)
-        q = q - value / jnp.minimum(slope, -1e-12)
-    return q
+    per_root = jax.lax.rsqrt(jnp.maximum(v * v - b, 1e-6))
+    scale = w0 * per_root
+    e = jnp.minimum(v * scale * per_root * per_root, 0.3849)  # the largest for which there is a root
+    g = 1 + e * (1 / 2 + e * (5 / 8 + e * (1 + e * (231 / 128 + e * 3.5))))
+    for _ in range(2):
+        slope = g * (2 - 3 * e * g)
+        g = g - (g * g * (1 - e * g) - 1) / jnp.maximum(slope, 1e-3)
+    return scale * g
 
 
 def unit_vector_across(electron: Electron, azimuth_bits):

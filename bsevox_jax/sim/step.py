@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from bsevox_jax.sim.biasing import closed, scored
+from bsevox_jax.sim.biasing import meet as biased_meet
 from bsevox_jax.sim.instrument import Instrument, accepts, primary
-from bsevox_jax.sim.lanes import FATES, Lanes, select
+from bsevox_jax.sim.lanes import FATES, TALLY_BITS, Lanes, select
 from bsevox_jax.sim.random import pcg3d, uniform
 from bsevox_jax.sim.scattering import (
     lose_energy,
@@ -17,13 +20,13 @@ from bsevox_jax.sim.scattering import (
     unit_length,
     unit_vector_across,
 )
-from bsevox_jax.sim.transport import Electron, Medium, aim, cross, fly, fold, look_up
+from bsevox_jax.sim.transport import Medium, aim, at_side_walls, beside, cross, fly, look_up
 
-DRAWS_PER_STEP = 3
+DRAWS_PER_STEP = 2
 MAX_STEPS_PER_HISTORY = 1_000_000
 
 
-def step(medium: Medium, lanes: Lanes, instrument: Instrument, secondaries):
+def step(medium: Medium, lanes: Lanes, instrument: Instrument, secondaries, biasing=None):
     """One event of every electron in flight; a lane whose electron ended takes its next one.
 
     Returns:
@@ -32,16 +35,16 @@ def step(medium: Medium, lanes: Lanes, instrument: Instrument, secondaries):
     Each phase is computed once and kept, see `_once`.
     """
     once = functools.partial(_once, lanes.steps[0] >= 0)
-    electron, child, ends = _event(once, medium, lanes, instrument)
+    electron, child, ends = _event(once, medium, lanes, instrument, biasing)
     fate, follow, blocked = once(_decide, lanes, instrument, child, ends, secondaries)
     born = follow == 3
     history, fresh = once(_next_primary, medium, lanes, instrument)
     start = follow == 1
     walked = lanes.flying & ~blocked
-    candidates = zip(electron, fresh, lanes.waiting, child, lanes.electron, strict=True)
+    candidates = (electron, fresh, lanes.waiting, child, lanes.electron)
     after = dataclasses.replace(
         lanes,
-        electron=Electron(*(jax.lax.select_n(follow, *choices) for choices in candidates)),
+        electron=jax.tree.map(lambda *choices: jax.lax.select_n(follow, *choices), *candidates),
         waiting=select(born, electron, lanes.waiting),
         has_waiting=(lanes.has_waiting & (follow != 2)) | born,
         blocked=blocked,
@@ -52,24 +55,31 @@ def step(medium: Medium, lanes: Lanes, instrument: Instrument, secondaries):
         ),
         next_electron=lanes.next_electron + start.astype(jnp.uint32),
         electrons_left=lanes.electrons_left - start,
-        tally=tuple(count + (fate == n) for n, count in enumerate(lanes.tally)),
+        ended=lanes.ended
+        + jnp.where(fate < len(FATES), jnp.uint32(1) << (TALLY_BITS * fate).astype(jnp.uint32), 0),
         steps=lanes.steps + walked,
+        scores=lanes.scores and closed(scored(lanes.scores, electron, fate < 2), start),
     )
     return after, (fate < 2, electron)
 
 
-def _event(once, medium: Medium, lanes: Lanes, instrument: Instrument):
+def _event(once, medium: Medium, lanes: Lanes, instrument: Instrument, biasing):
     """Flies every electron to its next event: the electron after it, the one it struck, and how it ended."""
-    draws = once(_draw, lanes.history, lanes.draw)
-    row = once(_energy_row, medium, lanes.electron.energy_kev, draws[0][0])
-    flight = once(aim, medium, lanes.electron, lanes.specimen_start, row, draws[0][1])
+    bits = once(_draw, lanes.history, lanes.draw)
+    row = once(_energy_row, medium, lanes.electron.energy_kev, bits.row)
+    flight = once(aim, medium, lanes.electron, lanes.specimen_start, row, bits.path)
     electron, flight = once(fly, medium, lanes.electron, flight, lanes.specimen_start)
     electron, passes = once(cross, medium, electron, flight)
     label = flight.label_end
-    collision = once(meet, medium, flight, row, draws[0][2], draws[1][0])
-    event = once(lose_energy, medium, electron, label, collision.drawn, draws[1][1])
-    across = once(unit_vector_across, electron, draws[1][2])
-    child = once(strike, medium, electron, label, collision, event, across, draws[2])
+    if biasing is None:
+        collision = once(meet, medium, flight, row, bits.kind, bits.quantile)
+    else:
+        collision, electron = once(
+            biased_meet, medium, electron, flight, row, bits.kind, bits.quantile, biasing
+        )
+    event = once(lose_energy, medium, electron, label, collision.drawn, bits.momentum)
+    across = once(unit_vector_across, electron, bits.azimuth)
+    child = once(strike, medium, electron, label, collision, event, across, bits.struck)
     electron = unit_length(once(scatter, electron, collision, event, across))
 
     left = (flight.face > 0) & passes
@@ -100,14 +110,29 @@ def _fate(medium, lanes, instrument, electron, left, lost):
     below = electron.z >= medium.shape[2] * medium.voxel_nm
     fate = jnp.where(lanes.draw > DRAWS_PER_STEP * MAX_STEPS_PER_HISTORY, 5, len(FATES))
     fate = jnp.where((electron.energy_kev <= instrument.lowest_energy_kev) | lost, 4, fate)
-    fate = jnp.where(left & below, 3, fate)
+    aside = beside(medium, electron)
+    fate = jnp.where(left & (below | aside), 3, fate)
     detected = jnp.where(electron.is_primary, 0, 1)
-    return jnp.where(left & above, jnp.where(accepts(instrument, electron), detected, 2), fate)
+    upwards = above | (aside & (electron.uz < 0))  # beyond an open side nothing is in the way
+    return jnp.where(left & upwards, jnp.where(accepts(instrument, electron), detected, 2), fate)
 
 
-def _draw(history, draw):
-    """Random words of one step, DRAWS_PER_STEP times three."""
-    return [pcg3d(*history, draw + jnp.uint32(n)) for n in range(DRAWS_PER_STEP)]
+class Bits(NamedTuple):
+    """Random words of one step. Those that share a word take it from another bit on."""
+
+    path: jax.Array
+    kind: jax.Array
+    quantile: jax.Array
+    momentum: jax.Array
+    azimuth: jax.Array
+    row: jax.Array
+    struck: tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _draw(history, draw) -> Bits:
+    path, kind, quantile = pcg3d(*history, draw)
+    momentum, turn, start = pcg3d(*history, draw + jnp.uint32(1))
+    return Bits(path, kind, quantile, momentum, turn, turn << 16, (start, start << 11, start << 21))
 
 
 def _energy_row(medium, energy_kev, random_bits):
@@ -124,8 +149,10 @@ def _next_primary(medium: Medium, lanes: Lanes, instrument: Instrument):
     ny, nx, _ = medium.shape
     size = medium.voxel_nm
     electron = primary(instrument, lanes.cell_x, lanes.cell_y, lanes.cell_energy_kev, size, bits)
-    x, ux = fold(electron.x, electron.ux, nx * size)
-    y, uy = fold(electron.y, electron.uy, ny * size)
+    if lanes.scores:
+        electron = electron._replace(weight=jnp.ones_like(electron.x))
+    x, ux = at_side_walls(medium.side_walls, electron.x, electron.ux, nx * size)
+    y, uy = at_side_walls(medium.side_walls, electron.y, electron.uy, ny * size)
     return (hx, hy), electron._replace(x=x, y=y, ux=ux, uy=uy)
 
 
@@ -136,10 +163,23 @@ def _once(live, function, *args):
     barriers before it does so. It does not look through a branch; `live` is true, but only at run time.
     """
 
-    def nothing(*args):
-        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, *args))
-
     def behind_a_branch(*args):
-        return jax.lax.cond(live, function, nothing, *args)
+        given, results = jax.tree.leaves(args), {}
+
+        def changed(*given):
+            tree = jax.tree.unflatten(jax.tree.structure(args), given)
+            leaves, results["tree"] = jax.tree.flatten(function(*tree))
+            # What a function hands through would be copied.
+            results["through"] = [
+                next((n for n, g in enumerate(given) if g is leaf), None) for leaf in leaves
+            ]
+            return [leaf for leaf, n in zip(leaves, results["through"], strict=True) if n is None]
+
+        def nothing(*given):
+            return [jnp.zeros(a.shape, a.dtype) for a in jax.eval_shape(changed, *given)]
+
+        new = iter(jax.lax.cond(live, changed, nothing, *given))
+        leaves = [next(new) if n is None else given[n] for n in results["through"]]
+        return jax.tree.unflatten(results["tree"], leaves)
 
     return jax.lax.platform_dependent(*args, cpu=behind_a_branch, default=function)
