@@ -51,7 +51,8 @@ def simulate(options) -> None:
         print(data.build(options.config.data.data_dir, options.config.data.config, **simulator))
         return
     _require(options, "input", "output", "electrons_per_pixel")
-    simulate(options.input, options.output, **_dose_and_energies(options), **simulator)
+    about = _dose_and_energies(options) | {"side_walls": options.side_walls}
+    simulate(options.input, options.output, **about, **simulator)
     print(f"stack.npz, stack.tif and labels.npy are in {options.output}")
 
 
@@ -71,6 +72,7 @@ FLAGS = (  # name, kind, default, help
     ("output", flags.DEFINE_string, None, "Reconstruct, simulate: folder of the results."),
     ("beam_energies_kev", flags.DEFINE_list, None, "Reconstruct, simulate: ascending, as 0.5,1,1.5."),
     ("electrons_per_pixel", flags.DEFINE_integer, None, "Reconstruct, simulate: dose per energy."),
+    ("side_walls", flags.DEFINE_string, "mirror", "Simulate: beside the specimen, mirror, periodic or open."),
     ("coordinator", flags.DEFINE_string, "", "host:port of the first of several processes."),
     ("processes", flags.DEFINE_integer, 0, "Number of processes."),
     ("process", flags.DEFINE_integer, -1, "Index of this process."),

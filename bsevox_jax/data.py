@@ -12,45 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bsevox_jax import imageio, parallel
+from bsevox_jax import parallel
+from bsevox_jax.examples import Examples, load_npz
+from bsevox_jax.examples import save_npz as save_npz
 
 COPPER_LABEL = 2  # vacuum 0, Si 1, Cu 2: the order of the data set's materials
-SPLITS = ("train", "validation", "test")
 SYMMETRIES = 8  # of the square: four rotations, each with and without a mirror
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """One split of a data set.
-
-    Attributes:
-        counts: [n, y, x, e] backscattered electrons per pixel and beam energy, integers.
-        labels: [n, y, x, z] uint8, 0 vacuum, 1 Si, 2 Cu.
-        electrons_per_pixel: dose, incident electrons per pixel and energy.
-        beam_energies_kev: [e] ascending.
-        name: of the data set and its configuration.
-    """
-
-    counts: np.ndarray
-    labels: np.ndarray
-    electrons_per_pixel: int
-    beam_energies_kev: tuple[float, ...]
-    name: str
-
-    def __post_init__(self) -> None:
-        if self.counts.ndim != 4 or self.counts.shape[-1] != len(self.beam_energies_kev):
-            raise ValueError(
-                "counts must be [n, y, x, e] with one e per beam energy; "
-                f"got {self.counts.shape} and {len(self.beam_energies_kev)} energies. Rebuild the data set."
-            )
-        if self.labels.ndim != 4 or self.labels.shape[:3] != self.counts.shape[:3]:
-            raise ValueError(
-                "labels must be [n, y, x, z] over the pixels of the counts; "
-                f"got {self.labels.shape} and {self.counts.shape}. Rebuild the data set."
-            )
-
-    def __len__(self) -> int:
-        return len(self.counts)
 
 
 @jax.tree_util.register_dataclass
@@ -89,23 +56,33 @@ def normalisation(kind: str, examples: Examples) -> Normalisation:
     return Normalisation(np.zeros(energies, np.float32), np.ones(energies, np.float32))
 
 
-def load(data_dir: str, config_name: str, **simulator) -> dict[str, Examples]:
-    """Loads all splits into memory: of an `.npz` file, or of a TFDS configuration, which is built if missing.
+def load(data_dir: str, config_name: str, *, needs: tuple[str, ...] = (), **simulator) -> dict[str, Examples]:
+    """Loads all splits into memory, in the order of the specimens' numbers.
 
     Args:
         data_dir: folder of the data sets.
-        config_name: a configuration of `bse_voxels` (smoke, quickstart, paper), or a file `*.npz` in
-            `data_dir` (or its absolute path) written by `save_npz`.
+        config_name: a file `*.npz` in `data_dir` (or its absolute path) written by `save_npz`, or a
+            configuration of `bse_voxels` (smoke, quickstart, paper, standard-train, standard-test). What the
+            project ships of these is read at once; another one is built by TFDS if it is missing.
+        needs: splits that must be there.
         simulator: `kind`, bsevox or nebula, and its binary, materials and arguments.
 
     Raises:
         FileNotFoundError: the `.npz` does not exist.
         OSError: the data set is damaged, or cannot be written.
-        ValueError: unknown configuration or simulator, or arrays that do not fit together.
+        ValueError: unknown configuration or simulator, a missing split, or arrays that do not fit together.
     """
     if config_name.endswith(".npz"):
-        return _load_npz(os.path.join(os.path.expanduser(data_dir), config_name))
-    return _load_tfds(build(data_dir, config_name, **simulator))
+        splits = load_npz(os.path.join(os.path.expanduser(data_dir), config_name))
+    else:
+        shipped = _load_shipped(config_name) if simulator.get("kind", "bsevox") == "bsevox" else None
+        splits = shipped or _load_tfds(build(data_dir, config_name, **simulator))
+    if missing := [split for split in needs if split not in splits]:
+        raise ValueError(
+            f"the data set {config_name} must have a split {missing[0]}; got {', '.join(splits)}. Choose "
+            "another data.config or data.test_config."
+        )
+    return splits
 
 
 def build(data_dir: str, config_name: str, *, kind: str = "bsevox", **program) -> str:
@@ -117,10 +94,25 @@ def build(data_dir: str, config_name: str, *, kind: str = "bsevox", **program) -
     if config_name.endswith(".npz"):
         raise ValueError(f"data.config must name a data set to simulate; got {config_name}. Use quickstart.")
     name = f"{config_name}_nebula" if kind == "nebula" else config_name
-    share = {"process": jax.process_index(), "processes": jax.process_count()}
-    folder = tfds_bse.build(name, data_dir, **share, **program)
+    shard = jax.process_index(), jax.process_count()
+    folder = tfds_bse.build(name, data_dir, shard=shard, **program)
     parallel.wait_for_all("data set is built")  # the first process packs it
     return folder
+
+
+def _load_shipped(config_name: str) -> dict[str, Examples] | None:
+    """The splits of a shipped data set; None if there is none, or only one of other settings."""
+    import tfds_bse
+
+    shipped = tfds_bse.find_shipped(config_name)
+    if shipped is None:
+        return None
+    dose, energies_kev = shipped.config.electrons_per_pixel, shipped.config.beam_energies_kev
+    name = f"{tfds_bse.sets.NAME}/{config_name}/{tfds_bse.sets.VERSION}"
+    return {
+        split: Examples(arrays["counts"], arrays["labels"], dose, energies_kev, name)
+        for split, arrays in shipped.splits.items()
+    }
 
 
 def _load_tfds(folder: str) -> dict[str, Examples]:
@@ -130,47 +122,11 @@ def _load_tfds(folder: str) -> dict[str, Examples]:
     energies_kev = tuple(builder.info.metadata["beam_energies_kev"])
     dose = int(builder.info.metadata["electrons_per_pixel"])
     splits = {}
-    for split in SPLITS:
+    for split in builder.info.splits:
         rows = list(builder.as_data_source(split))
         counts, labels = (np.stack([row[kind] for row in rows]) for kind in ("counts", "labels"))
         splits[split] = Examples(counts, labels, dose, energies_kev, builder.info.full_name)
     return splits
-
-
-def save_npz(path: str, splits: dict[str, Examples]) -> None:
-    """Writes splits to one file, so that a machine without tensorflow-datasets can train."""
-    first = next(iter(splits.values()))
-    arrays = {
-        f"{split}_{kind}": getattr(s, kind) for split, s in splits.items() for kind in ("counts", "labels")
-    }
-    with imageio.whole_files(os.path.dirname(path)) as folder:
-        with open(os.path.join(folder, os.path.basename(path)), "wb") as file:
-            np.savez_compressed(
-                file,
-                electrons_per_pixel=first.electrons_per_pixel,
-                beam_energies_kev=np.array(first.beam_energies_kev),
-                name=first.name,
-                **arrays,
-            )
-
-
-def _load_npz(path: str) -> dict[str, Examples]:
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"the data set must exist; got {path}. Correct data.data_dir or data.config.")
-    try:
-        with np.load(path) as file:
-            about = {
-                "electrons_per_pixel": int(file["electrons_per_pixel"]),
-                "beam_energies_kev": tuple(file["beam_energies_kev"].tolist()),
-                "name": str(file["name"]),
-            }
-            arrays = {s: (file[f"{s}_counts"], file[f"{s}_labels"]) for s in SPLITS}
-    except Exception as error:  # a damaged archive may raise anything
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise OSError(
-            f"the data set must be whole; got {reason!r} in {path}. Restore a copy or write it anew."
-        ) from error
-    return {s: Examples(*pair, **about) for s, pair in arrays.items()}
 
 
 def epoch_batches(

@@ -11,31 +11,32 @@ from ml_collections import ConfigDict
 import bsevox_jax
 from bsevox_jax import checkpoint, data, imageio, metrics, parallel, report, sim
 from bsevox_jax.reconstruct import VOXEL_NM, check_energies, cu_probability
+from bsevox_jax.sim import shapes
 from bsevox_jax.simulate import counts_of
 
-POSITIONS = (1, 2, 3, 4)  # of the nanocube, from a corner at the surface to the bottom
-RADII_NM = (2, 4, 6, 8, 10)  # of the nanowire's core
-STRUCTURES = {
-    "nanocube": {str(p): (sim.phantoms.nanocube, (p,)) for p in POSITIONS},
-    "nanowire": {str(r): (sim.phantoms.nanowire, (r, "z")) for r in RADII_NM},
-    "nanowire_lying": {str(r): (sim.phantoms.nanowire, (r, "x")) for r in RADII_NM},
+STRUCTURES = shapes.STRUCTURES
+SPLIT_OF = {  # series -> split of a data set that has the structures, and the place in it
+    "nanocube": ("nanocube", slice(0, 4)),
+    "nanowire": ("nanowire", slice(0, 5)),
+    "nanowire_lying": ("nanowire", slice(5, 10)),
 }
-FIRST_STRUCTURE = 300_000_000  # number of the first one; no specimen of a data set shares its noise
+FIRST_STRUCTURE = 300_000_000  # number of the first one; no random specimen shares its noise
 SEED = 0  # of the simulated structures, the same for all networks
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict:
     """Measures the exported network of a run; writes `metrics.json` and `picture.png`, and prints a table.
 
-    The structures are simulated at the dose and energies of the data set, once for each of them.
+    The test split is that of `data.test_config`. The structures are those of the same data set, or else are
+    simulated once at its dose and energies.
 
     Args:
-        config: as for training; its data set may be another one with the same energies.
+        config: as for training; its data sets may be others with the same energies.
         workdir: folder of the run.
 
     Returns:
-        What `metrics.json` holds: `metrics.summarise` of the test split, the IoU of Cu of each structure, and
-        what they were measured with.
+        What `metrics.json` holds: `metrics.summarise` of the test split, the IoU of Cu of each structure and
+        of each shape out of the families, if the data set has them, and what they were measured with.
 
     Raises:
         FileNotFoundError, OSError: network or data set missing or damaged, or the disk is full.
@@ -43,21 +44,42 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     """
     workdir = os.path.abspath(os.path.expanduser(workdir))
     export = checkpoint.load_export(os.path.join(workdir, "export"))
-    test = data.load(config.data.data_dir, config.data.config, **config.simulator)["test"]
+    name = config.data.test_config or config.data.config
+    splits = data.load(config.data.data_dir, name, needs=("test",), **config.simulator)
+    test = splits["test"]
     check_energies(test.beam_energies_kev, export)
-    structures = _structures(os.path.expanduser(config.data.data_dir), test, **config.simulator)
-    probability, structure_probability = (
-        cu_probability(export, images.counts, images.electrons_per_pixel) for images in (test, structures)
-    )
+    probability = cu_probability(export, test.counts, test.electrons_per_pixel)
     results = metrics.summarise(metrics.sample_sums(probability, data.copper(test.labels)))
-    iou = iter(iou_cu(structure_probability, structures.labels))
-    results |= {series: {name: next(iou) for name in members} for series, members in STRUCTURES.items()}
+    results |= _structure_iou(config, splits, export)
     results |= _circumstances(test, export)
     if parallel.is_main_process():
         _write(workdir, results, test, probability)
         print(table(results))
         print(f"picture: {os.path.join(workdir, 'picture.png')}")
     return results
+
+
+def _structure_iou(config: ConfigDict, splits: dict[str, data.Examples], export: checkpoint.Export) -> dict:
+    """IoU of Cu by series and name."""
+    if "nanocube" in splits and "nanowire" in splits:
+        places = dict(SPLIT_OF)
+    else:
+        data_dir = os.path.expanduser(config.data.data_dir)
+        splits = splits | {"structures": _structures(data_dir, splits["test"], **config.simulator)}
+        starts = np.cumsum([0] + [len(members) for members in STRUCTURES.values()])
+        places = {s: ("structures", slice(*starts[k : k + 2])) for k, s in enumerate(STRUCTURES)}
+    names = {series: list(members) for series, members in STRUCTURES.items()}
+    if "out_of_family" in splits:
+        places["out_of_family"], names["out_of_family"] = ("out_of_family", slice(None)), list(shapes.SHAPES)
+    iou = {}
+    for split in dict.fromkeys(split for split, _ in places.values()):
+        images = splits[split]
+        probability = cu_probability(export, images.counts, images.electrons_per_pixel)
+        iou[split] = iou_cu(probability, images.labels)
+    return {
+        series: dict(zip(names[series], iou[split][place], strict=True))
+        for series, (split, place) in places.items()
+    }
 
 
 def iou_cu(probability: np.ndarray, labels: np.ndarray) -> list[float]:
@@ -83,6 +105,8 @@ def table(results: dict) -> str:
     for series, title in titles.items():
         lines.append(f"  {title:<33}" + "".join(f"{name:>7}" for name in results[series]))
         lines.append(f"  {'  IoU(Cu)':<33}" + "".join(f"{iou:7.3f}" for iou in results[series].values()))
+    for name, iou in results.get("out_of_family", {}).items():
+        lines.append(f"  {f'out of the families: {name}':<40}{iou:7.3f}")
     return "\n".join(lines)
 
 
@@ -91,6 +115,7 @@ def _circumstances(test: data.Examples, export: checkpoint.Export) -> dict:
         "data_set": test.name,
         "test_specimens": len(test),
         "electrons_per_pixel": test.electrons_per_pixel,
+        "dose": {"train": export.electrons_per_pixel, "test": test.electrons_per_pixel},
         "structures_seed": SEED,
         "seed": export.config["seed"],
         "model": export.config["model"]["name"],
@@ -114,7 +139,7 @@ def _write(workdir: str, results: dict, test: data.Examples, probability: np.nda
 
 def _structures(data_dir: str, test: data.Examples, kind: str, **program) -> data.Examples:
     """The test structures in the order of `STRUCTURES`, simulated as the data set was."""
-    made = [make(*arguments) for members in STRUCTURES.values() for make, arguments in members.values()]
+    made = [make() for members in STRUCTURES.values() for make in members.values()]
     labels = np.stack([np.asarray(m) for m in made])
     dose, energies_kev = test.electrons_per_pixel, test.beam_energies_kev
     version = sim.SIMULATOR_VERSION if kind == "bsevox" else kind

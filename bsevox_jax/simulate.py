@@ -4,9 +4,11 @@ import os
 
 import jax
 import numpy as np
+import tqdm
 
 from bsevox_jax import imageio, sim
 from bsevox_jax.sim import nebula
+from bsevox_jax.sim.instrument import check_whole
 
 
 def simulate(
@@ -15,6 +17,7 @@ def simulate(
     *,
     electrons_per_pixel: int,
     beam_energies_kev=sim.PAPER_ENERGIES_KEV,
+    side_walls: str = "mirror",
     kind: str = "bsevox",
     **program,
 ) -> imageio.Stack:
@@ -26,6 +29,7 @@ def simulate(
         output_dir: folder of the files.
         electrons_per_pixel: dose per energy.
         beam_energies_kev: one image each, ascending.
+        side_walls: what lies beside the block; see `sim.Specimen`.
         kind: the simulator, "bsevox" or "nebula".
         program: Nebula's binary, materials and arguments; see `sim.nebula.program`.
 
@@ -34,7 +38,7 @@ def simulate(
     """
     labels = specimen(source)
     beam = {"electrons_per_pixel": electrons_per_pixel, "beam_energies_kev": beam_energies_kev}
-    counts = counts_of(labels, kind=kind, program=program, **beam)
+    counts = counts_of(labels, side_walls=side_walls, kind=kind, program=program, **beam)
     stack = imageio.Stack(counts, tuple(float(energy) for energy in beam_energies_kev), electrons_per_pixel)
     with imageio.whole_files(output_dir) as folder:
         imageio.write_stack(folder, stack)
@@ -42,14 +46,26 @@ def simulate(
     return stack
 
 
-def counts_of(labels: np.ndarray, *, kind: str, program: dict, **beam) -> np.ndarray:
-    """Counts [..., y, x, e] of specimens by either simulator; `beam` as of `sim.simulate_bse`."""
+def counts_of(
+    labels: np.ndarray, *, kind: str, program: dict, side_walls: str = "mirror", **beam
+) -> np.ndarray:
+    """Counts [..., y, x, e] of specimens by either simulator; `beam` as of `sim.simulate_bse`.
+
+    Raises:
+        ValueError: another simulator, or side walls it does not know.
+    """
     if kind == "nebula":
+        if side_walls != "mirror":
+            raise ValueError(f"side_walls must be mirror with Nebula; got {side_walls!r}. Use bsevox.")
         with nebula.program(**program) as found:
             return nebula.simulate(labels, found, **beam)
     if kind != "bsevox":
         raise ValueError(f"simulator.kind must be bsevox or nebula; got {kind!r}. Use bsevox.")
-    return sim.simulate_bse(labels, **beam).counts
+    block = sim.Specimen(labels, side_walls=side_walls)
+    dose = check_whole("electrons_per_pixel", beam["electrons_per_pixel"], 1)
+    total = dose * len(beam["beam_energies_kev"]) * labels[..., 0].size
+    with tqdm.tqdm(total=total, unit=" electrons", unit_scale=True, delay=5, leave=False) as progress:
+        return sim.simulate_bse(block, progress=progress.update, **beam).counts
 
 
 def specimen(source: str) -> np.ndarray:

@@ -86,7 +86,8 @@ def train(config: ConfigDict, workdir: str) -> str | None:
     """
     workdir = os.path.abspath(os.path.expanduser(workdir))
     parallel.check_batch_size(config.data.batch_size)
-    splits = data.load(config.data.data_dir, config.data.config, **config.simulator)
+    needs = ("train", "validation")
+    splits = data.load(config.data.data_dir, config.data.config, needs=needs, **config.simulator)
     normalisation = data.normalisation(config.data.normalise, splits["train"])
     network = models.build(**config.model)
     stop, log = threading.Event(), Log(workdir)

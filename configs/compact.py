@@ -7,6 +7,8 @@ from configs import moderate
 
 def get_config() -> ConfigDict:
     config = moderate.get_config()
+    config.data.config = "standard-train"  # both are shipped with the project
+    config.data.test_config = "standard-test"
     config.data.batch_size = 32  # more steps per epoch than 128, which pays for a small network
     config.data.symmetries = True  # exact for normal incidence and mirror walls: eight times the data
 

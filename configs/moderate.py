@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.config = "paper"  # configuration of the data set bse_voxels, or a file *.npz in data_dir
+    data.test_config = ""  # the same for --mode=evaluate, whose split test it takes; "": that of data.config
     data.data_dir = "data"  # folder of the data sets; a missing one is simulated into it
     data.batch_size = 128  # examples per step over all devices [C]; divisible by their number
     data.normalise = "standardise"  # yields per energy, by mean and std of the training split; or none [C]

@@ -137,15 +137,26 @@ def test_missing_npz_is_one_line_with_its_path(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_npz_may_hold_any_splits_and_a_missing_one_is_named(splits, tmp_path):
+    data.save_npz(str(tmp_path / "set.npz"), {"nanowire": splits["test"]})
+    (examples,) = data.load(str(tmp_path), "set.npz").values()
+    assert len(examples) == 4
+    with pytest.raises(ValueError, match="set.npz must have a split train; got nanowire. Choose another"):
+        data.load(str(tmp_path), "set.npz", needs=("train", "validation"))
+
+
 @pytest.mark.parametrize("fault", ["flipped", "cut", "other", "lacking"])
 def test_damaged_npz_is_refused_in_one_line_with_its_path(splits, tmp_path, fault):
     path = tmp_path / "set.npz"
-    data.save_npz(str(path), {"train": splits["train"]} if fault == "lacking" else splits)
+    data.save_npz(str(path), splits)
     content = path.read_bytes()
     if fault == "flipped":
         path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
     elif fault == "cut":
         path.write_bytes(content[:-100])
+    elif fault == "lacking":
+        with np.load(path) as file:
+            np.savez(path, **{name: file[name] for name in file if name != "train_labels"})
     elif fault == "other":
         path.write_text("not an archive\n")
     with pytest.raises(OSError, match=r"must be whole; got .* in .*set\.npz") as error:

@@ -8,6 +8,7 @@ import small_export
 from bsevox_jax import checkpoint, data, sim
 from bsevox_jax.evaluate import evaluate, iou_cu
 from bsevox_jax.reconstruct import cu_probability
+from bsevox_jax.sim import shapes
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,8 @@ def test_metrics_file_holds_what_was_returned(evaluated):
         "nanowire_lying": ["2", "4", "6", "8", "10"],
     }
     assert results["test_specimens"] == 7 and results["electrons_per_pixel"] == small_export.DOSE
+    assert results["dose"] == {"train": small_export.DOSE, "test": small_export.DOSE}
+    assert "out_of_family" not in results
     assert results["data_set"] == "boxes" and results["device"].startswith("4 x ")
 
 
@@ -76,6 +79,55 @@ def test_simulated_structures_are_kept_and_damaged_ones_made_again(evaluated, ca
     assert evaluate(config, str(folder / "run")) == results
     with np.load(path) as file:
         assert file["counts"].shape == (14, 20, 20, 20)
+
+
+@pytest.fixture(scope="module")
+def tested_elsewhere(evaluated, tmp_path_factory):
+    """Splits of a test set of its own, at another dose, and what evaluate returned for it."""
+    folder, _, _, _ = evaluated
+    data_dir, dose = tmp_path_factory.mktemp("elsewhere"), 40
+    made = {
+        "test": small_export.examples(3, 9).labels,
+        "nanocube": shapes.STRUCTURES["nanocube"],
+        "nanowire": [*shapes.STRUCTURES["nanowire"].values(), *shapes.STRUCTURES["nanowire_lying"].values()],
+        "out_of_family": shapes.SHAPES,
+    }
+    splits = {}
+    for seed, (split, members) in enumerate(made.items()):
+        makers = members.values() if isinstance(members, dict) else members
+        labels = np.stack([make() if callable(make) else make for make in makers]).astype(np.uint8)
+        yields = 0.1 + 0.02 * (labels == 2).sum(-1)[..., None] / np.arange(1, 21)
+        counts = np.random.default_rng(seed).poisson(dose * yields).astype(np.uint16)
+        splits[split] = data.Examples(counts, labels, dose, sim.PAPER_ENERGIES_KEV, "elsewhere")
+    data.save_npz(str(data_dir / "test.npz"), splits)
+    config = small_export.get_config(data_dir)  # its data.config does not even exist here
+    config.data.test_config = "test.npz"
+    return data_dir, splits, evaluate(config, str(folder / "run"))
+
+
+def test_structures_of_the_test_set_are_taken_at_its_dose(evaluated, tested_elsewhere):
+    folder, (data_dir, splits, results) = evaluated[0], tested_elsewhere
+    assert [path.name for path in data_dir.iterdir()] == ["test.npz"], "nothing was simulated"
+    assert results["dose"] == {"train": small_export.DOSE, "test": 40}
+    assert results["test_specimens"] == 3 and results["data_set"] == "elsewhere"
+    export = checkpoint.load_export(str(folder / "run" / "export"))
+    for series, split, first in (
+        ("nanocube", "nanocube", 0),
+        ("nanowire", "nanowire", 0),
+        ("nanowire_lying", "nanowire", 5),
+        ("out_of_family", "out_of_family", 0),
+    ):
+        predicted = cu_probability(export, splits[split].counts, 40) > 0.5
+        for k, value in enumerate(results[series].values(), start=first):
+            assert value == pytest.approx(iou(predicted[k], splits[split].labels[k] == 2))
+    assert list(results["out_of_family"]) == list(shapes.SHAPES)
+
+
+def test_data_set_without_a_test_split_is_refused(evaluated, tmp_path):
+    folder, _, splits, _ = evaluated
+    data.save_npz(str(tmp_path / "small.npz"), {"train": splits["train"]})
+    with pytest.raises(ValueError, match="small.npz must have a split test; got train"):
+        evaluate(small_export.get_config(tmp_path), str(folder / "run"))
 
 
 def test_perfect_probabilities_have_iou_one():

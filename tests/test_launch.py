@@ -88,10 +88,21 @@ def test_file_of_labels_is_simulated_as_the_phantom_it_came_from(tmp_path):
         assert stack["counts"].shape == (20, 20, 2) and stack["counts"].sum() > 0
 
 
+def test_side_walls_of_the_command_line_reach_the_electrons(tmp_path, capsys):
+    options = ["--mode=simulate", "--input=nanocube:1", "--electrons_per_pixel=2", "--beam_energies_kev=1,3"]
+    counts = {}
+    for walls in ("mirror", "periodic"):
+        assert launch.main([*options, f"--side_walls={walls}", f"--output={tmp_path}/{walls}"]) == 0
+        counts[walls] = np.load(tmp_path / walls / "stack.npz")["counts"]
+    assert (counts["mirror"] != counts["periodic"]).any()
+    assert launch.main([*options, "--side_walls=brick", f"--output={tmp_path}/brick"]) == 2
+    assert "side_walls must be one of mirror, periodic, open; got 'brick'" in capsys.readouterr().err
+
+
 def test_data_set_of_a_configuration_is_simulated_by_either_simulator(trained, tmp_path, capsys):
     simulating = ["--mode=simulate", *SMALL[:2]]
     assert launch.main([*simulating, f"--config.data.data_dir={trained}/data"]) == 0  # it is there
-    assert capsys.readouterr().out == f"{trained}/data/bse_voxels/smoke/2.0.0\n"
+    assert capsys.readouterr().out == f"{trained}/data/bse_voxels/smoke/3.0.0\n"
     program = tmp_path / "nebula"  # detects every primary
     program.write_text("#!/bin/sh\necho This is Nebula version 1.0.2 >&2\n[ $# = 0 ] || cat $6\n")
     program.chmod(0o755)
@@ -102,7 +113,7 @@ def test_data_set_of_a_configuration_is_simulated_by_either_simulator(trained, t
         f"--config.simulator.materials=('{tmp_path}/any.mat', '{tmp_path}/any.mat')",
     ]
     assert launch.main([*simulating, *of_nebula, f"--config.data.data_dir={tmp_path}/data"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path}/data/bse_voxels/smoke_nebula/2.0.0\n"
+    assert capsys.readouterr().out == f"{tmp_path}/data/bse_voxels/smoke_nebula/3.0.0\n"
     splits = data.load(f"{tmp_path}/data", "smoke", kind="nebula")
     assert all((split.counts == 4).all() for split in splits.values())
     cube = ["--mode=simulate", "--input=nanocube:2", "--electrons_per_pixel=3", f"--output={tmp_path}/cube"]
@@ -165,7 +176,7 @@ def training(folder, *more):
             "batch_size must be divisible by the number of devices; got 30 and 4",
         ),
         ("--config.data.config=absent.npz", "the data set must exist; got"),
-        ("--config.data.config=big", "config must be one of smoke, quickstart, paper; got 'big'"),
+        ("--config.data.config=big", "paper, standard-train, standard-test; got 'big'. Take one"),
         ("--config=configs/absent.py", "the configuration must exist; got configs/absent.py"),
         ("--confg=x", "Unknown command line flag 'confg'"),
         ("--mode=fly", "value should be one of <train|evaluate|reconstruct|simulate>"),

@@ -17,10 +17,9 @@ import tensorflow_datasets as tfds
 import tfds_bse
 from bsevox_jax import sim
 from bsevox_jax.sim import PAPER_ENERGIES_KEV, SIMULATOR_VERSION, phantoms
-from tfds_bse import cache
-from tfds_bse.bse_voxels.bse_voxels_dataset_builder import Builder
+from tfds_bse import cache, estimate, sets
 
-SMOKE = Builder.builder_configs["smoke"]
+SMOKE = sets.CONFIGS["smoke"]
 CHUNKS = "bse_voxels_chunks"
 
 
@@ -67,12 +66,11 @@ def test_examples_hold_images_and_the_voxels_under_them(root):
     for split, number in SMOKE.specimens.items():
         examples = list(builder.as_data_source(split))
         assert len(examples) == number
-        for example in examples:
+        for place, example in enumerate(examples):
+            assert example["index"] == sets.FIRST_SPECIMEN[split] + place, "in order"
             assert example["counts"].shape == (20, 20, 20) and example["counts"].dtype == np.uint16
             assert example["labels"].shape == (20, 20, 20) and example["labels"].dtype == np.uint8
             assert example["electrons_per_pixel"] == 4
-            first = cache.FIRST_SPECIMEN[split]
-            assert first <= example["index"] < first + number
             key = jax.random.fold_in(jax.random.key(SMOKE.seed), example["index"])
             labels, family = jax.jit(phantoms.random_specimen_with_family)(key)
             np.testing.assert_array_equal(example["labels"], labels)
@@ -92,37 +90,37 @@ def test_metadata_tell_how_the_data_were_made(root):
 
 def test_damaged_and_missing_chunks_are_made_again_with_the_same_bytes(root, copy, caplog):
     chunks = cache.ChunkCache(SMOKE, copy / CHUNKS)
-    first, second = (chunks.folder / f"train-{number:07d}.npz" for number in (0, 16))
+    first, second = (chunks.folder / f"train-{n:07d}-{n + 16:07d}" / "electrons-0-4.npz" for n in (0, 16))
     damaged = bytearray(second.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     second.write_bytes(damaged)
     first.unlink()
 
-    chunks.fill(process=1, processes=2)
-    assert "train-0000016.npz is damaged; simulating it again" in caplog.text
-    assert not first.exists(), "chunk 0 belongs to process 0"
-    chunks.fill(process=0, processes=2)
+    chunks.fill((1, 2))
+    assert "electrons-0-4.npz is damaged; simulating it again" in caplog.text
+    assert not first.exists(), "chunk 0 belongs to shard 0"
+    chunks.fill((0, 2))
     assert content(copy / CHUNKS) == content(root / CHUNKS)
 
 
 def test_sound_chunks_are_skipped(copy):
     before = {path: path.stat().st_mtime_ns for path in (copy / CHUNKS).rglob("*.npz")}
-    cache.ChunkCache(SMOKE, copy / CHUNKS).fill(0, 1)
+    cache.ChunkCache(SMOKE, copy / CHUNKS).fill()
     assert before == {path: path.stat().st_mtime_ns for path in (copy / CHUNKS).rglob("*.npz")}
 
 
-def test_process_zero_makes_what_the_others_left(root, copy):
-    last = copy / CHUNKS / cache.ChunkCache(SMOKE, copy).fingerprint / "test-0000000.npz"
+def test_shard_zero_makes_what_the_others_left(root, copy):
+    folder = cache.ChunkCache(SMOKE, copy / CHUNKS).folder
+    last = folder / "test-0000000-0000016" / "electrons-0-4.npz"
     expected = last.read_bytes()
     last.unlink()
-    cache.ChunkCache(SMOKE, copy / CHUNKS).fill(process=0, processes=2)
+    cache.ChunkCache(SMOKE, copy / CHUNKS).fill((0, 2))
     assert last.read_bytes() == expected
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"electrons_per_pixel": 5},
         {"seed": 1},
         {"beam_energies_kev": PAPER_ENERGIES_KEV[:-1]},
         {"instrument": sim.Instrument(probe_fwhm_nm=1.0)},
@@ -137,19 +135,36 @@ def test_chunks_of_other_settings_are_not_read(copy, change):
         next(theirs.read("train"))
 
 
+def test_layers_of_the_simulator_add_up(root):
+    """The rest is simulated from the right electron on."""
+    chunk = ("train", range(16))
+    parts_of_dose = [cache.simulate(SMOKE, *chunk, electrons) for electrons in (range(3), range(3, 4))]
+    whole = list(cache.ChunkCache(SMOKE, root / CHUNKS).read("train"))[:16]
+    added = parts_of_dose[0]["counts"] + parts_of_dose[1]["counts"]
+    np.testing.assert_array_equal(added, np.stack([specimen["counts"] for specimen in whole]))
+
+
+def test_estimated_size_is_about_the_real_one(root):
+    arrays = cache.simulate(SMOKE, "train", range(16), range(4))
+    chunks, packed = estimate._megabytes(SMOKE, 4, arrays)
+    size = {folder: sum(map(len, content(root / folder).values())) / 1e6 for folder in (CHUNKS, "bse_voxels")}
+    assert chunks == pytest.approx(size[CHUNKS], rel=0.15)
+    assert packed == pytest.approx(size["bse_voxels"], rel=0.15)
+
+
 def test_growing_a_split_keeps_its_chunks():
     larger = dataclasses.replace(SMOKE, specimens={"train": 48, "validation": 16, "test": 16})
     ours, theirs = cache.ChunkCache(SMOKE, Path("any")), cache.ChunkCache(larger, Path("any"))
     assert ours.folder == theirs.folder and set(ours.chunks()) < set(theirs.chunks())
 
 
-def test_unknown_configuration_or_process_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="config must be one of smoke, quickstart, paper; got 'big'"):
+def test_unknown_configuration_or_shard_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="config must be one of smoke, .*, standard-test; got 'big'"):
         tfds_bse.build("big", tmp_path)
     with pytest.raises(ValueError, match="smoke_nebula must be simulated by Nebula; got no program"):
         tfds_bse.build("smoke_nebula", tmp_path)
-    with pytest.raises(ValueError, match="process must be 0 to processes - 1; got 2 with 2 processes"):
-        tfds_bse.build("smoke", tmp_path, process=2, processes=2)
+    with pytest.raises(ValueError, match="shard must be i/n with 0 <= i < n; got 2/2"):
+        tfds_bse.build("smoke", tmp_path, shard=(2, 2))
 
 
 def test_folder_that_cannot_be_written_is_one_line_and_exit_code_two(tmp_path):
@@ -160,8 +175,9 @@ def test_folder_that_cannot_be_written_is_one_line_and_exit_code_two(tmp_path):
 
 
 def test_wrong_flag_is_one_line_and_exit_code_two():
-    code, stderr = run("-m", "tfds_bse", "--confg=smoke")
-    assert code == 2 and len(stderr.splitlines()) == 1 and "confg" in stderr
+    for flag, said in (("--confg=smoke", "confg"), ("--shard=2", "shard must be i/n, as 0/2")):
+        code, stderr = run("-m", "tfds_bse", flag)
+        assert code == 2 and len(stderr.splitlines()) == 1 and said in stderr
 
 
 @pytest.mark.parametrize("fault", ["flipped", "cut", "missing", "no metadata"])
@@ -230,7 +246,8 @@ def test_nebula_makes_a_set_of_its_own_that_is_read_without_it(nebula, tmp_path)
     folder = tfds_bse.build("smoke_nebula", tmp_path, **nebula)
     builder = tfds.builder_from_directory(tfds_bse.build("smoke_nebula", tmp_path))
     assert starts(tmp_path) == 64, "one start per specimen, none to read"
-    assert builder.info.full_name == "bse_voxels/smoke_nebula/2.0.0" and folder.endswith("smoke_nebula/2.0.0")
+    name = f"bse_voxels/smoke_nebula/{sets.VERSION}"
+    assert builder.info.full_name == name and folder.endswith(name)
     metadata = builder.info.metadata
     assert (metadata["simulator"], metadata["nebula_version"]) == ("nebula", "1.0.2")
     assert len(metadata["nebula_materials_sha256"]) == 2 and "simulator_version" not in metadata
@@ -247,7 +264,7 @@ def test_failed_nebula_keeps_the_finished_chunks(nebula, tmp_path):
         tfds_bse.build("smoke_nebula", tmp_path, **nebula)
     assert "\n" not in str(error.value)
     chunks = sorted(path.name for path in (tmp_path / CHUNKS).rglob("*") if path.is_file())
-    assert chunks == ["recipe.json", "train-0000000.npz"] and starts(tmp_path) == 21
+    assert chunks == ["electrons-0-4.npz", "recipe.json"] and starts(tmp_path) == 21
     (tmp_path / "stop").unlink()
     tfds_bse.build("smoke_nebula", tmp_path, **nebula)
     assert starts(tmp_path) == 21 + 48

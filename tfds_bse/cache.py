@@ -1,12 +1,16 @@
-"""Simulated chunks on disk: made once, checked, and skipped when there.
+"""Simulated chunks on disk: made once, checked, skipped when there, and raised to a higher dose by layers.
 
-A chunk holds a few specimens of one split. It depends on what `recipe` lists and on its own number, not on
-the process that made it or on when. It is written under a temporary name and then renamed, so a killed run
-loses the chunk in hand and nothing else. The folder is named after the hash of the recipe, and every chunk
-carries a checksum over that hash and its arrays: chunks of other settings or of another simulator are never
-read.
+A chunk is a folder for a few specimens of one split. Each file in it is a layer: the electrons [first, last)
+of every pixel, which add up with those of the other layers. A file depends on what `recipe` lists and on what
+its name says, not on the process that made it or on when. It is written under a temporary name and then
+renamed, so a killed run loses the chunk in hand and nothing else. The folder of all chunks is named after the
+hash of the recipe, and every file carries a checksum over that hash, its electrons and its arrays: those of
+other settings or of another simulator are never read.
+
+Memory: filling and reading hold one chunk at a time, whatever the number of specimens.
 """
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -14,45 +18,39 @@ import hashlib
 import json
 import logging
 import os
-import uuid
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import tqdm
 
 from bsevox_jax import sim
-from bsevox_jax.sim import nebula, phantoms, tables
+from bsevox_jax.sim import nebula, phantoms, shapes, tables
+from tfds_bse import parts, sets
 
-SPLITS = ("train", "validation", "test")
 SPECIMENS_PER_CHUNK = 16  # minutes on two cores at the highest dose, seconds on an accelerator
-FIRST_SPECIMEN = {"train": 0, "validation": 100_000_000, "test": 200_000_000}
-"""Specimens are numbered from here, so that a split does not change when another one grows."""
 DTYPES = {"index": np.int64, "family": np.int64, "labels": np.uint8, "counts": np.uint16}
+Chunk = tuple[str, range]  # split, and specimens counted within it
 
-_draw = jax.jit(jax.vmap(phantoms.random_specimen_with_family))
 
-
-def recipe(config, program: nebula.Program | None = None) -> dict:
-    """What decides the bytes of a chunk, apart from its split and number; JSON types only.
+def recipe(config: sets.Config, program: nebula.Program | None = None) -> dict:
+    """What decides the bytes of a layer, apart from its specimens and electrons; JSON types only.
 
     Args:
         config: of the data set.
-        program: the Nebula program, if the configuration asks for Nebula. Its chunks repeat but for the
+        program: the Nebula program, if the configuration asks for Nebula. Its layers repeat but for the
             chance of which thread takes which electron.
     """
-    families = [[f.name, f.weight, f.draw.__name__, f.ranges] for f in phantoms.FAMILIES]
     return {
         "simulator": config.simulator,
         "instrument": dataclasses.asdict(config.instrument),
         "beam_energies_kev": list(config.beam_energies_kev),
-        "electrons_per_pixel": config.electrons_per_pixel,
         "seed": config.seed,
-        "specimens_per_chunk": SPECIMENS_PER_CHUNK,
         "phantoms_version": phantoms.PHANTOMS_VERSION,
-        "families": families,
+        "families": [[f.name, f.weight, f.draw.__name__, f.ranges] for f in phantoms.FAMILIES],
         "cu_fraction": list(phantoms.CU_FRACTION),
+        **({"shapes_version": shapes.SHAPES_VERSION} if "out_of_family" in config.specimens else {}),
         **(_own_simulator() if config.simulator == "bsevox" else program.recipe() if program else {}),
     }
 
@@ -81,7 +79,7 @@ class ChunkCache:
         made_with: the recipe, if a Nebula program is in it.
     """
 
-    config: object
+    config: sets.Config
     root: Path
     made_with: dict | None = None
 
@@ -97,36 +95,53 @@ class ChunkCache:
     def folder(self) -> Path:
         return Path(self.root) / self.fingerprint
 
-    def chunks(self) -> list[tuple[str, range]]:
-        """(split, specimens counted within the split) of every chunk."""
+    def chunks(self) -> list[Chunk]:
         return [
-            (split, range(first, min(first + SPECIMENS_PER_CHUNK, self.config.specimens[split])))
-            for split in SPLITS
-            for first in range(0, self.config.specimens[split], SPECIMENS_PER_CHUNK)
+            (split, range(first, min(first + SPECIMENS_PER_CHUNK, number)))
+            for split, number in self.config.specimens.items()
+            for first in range(0, number, SPECIMENS_PER_CHUNK)
         ]
 
-    def fill(self, process: int, processes: int, program: nebula.Program | None = None) -> None:
+    def fill(self, shard: tuple[int, int] = (0, 1), program: nebula.Program | None = None) -> None:
         """Simulates what is missing.
 
-        Process p of P makes the chunks p, p + P, ...; process 0 then makes, from the end, whatever is still
-        missing, so it neither waits for a slower process nor hangs on a dead one. Equal chunks made twice do
-        no harm, they have the same bytes.
+        Process i of n, the shard (i, n), makes the chunks i, i + n, ...; process 0 then makes, from the end,
+        whatever is still missing, so it neither waits for a slower process nor hangs on a dead one. Equal
+        layers made twice do no harm, they have the same bytes.
 
         Raises:
-            OSError: a chunk cannot be written, or Nebula failed; one line with the remedy.
+            OSError: a layer cannot be written, or Nebula failed; one line with the remedy.
         """
+        number, of = shard
         chunks = self.chunks()
-        mine = chunks[process::processes]
-        if process == 0 and processes > 1:
-            mine += [chunk for i, chunk in enumerate(chunks) if i % processes != 0][::-1]
+        mine = chunks[number::of]
+        if number == 0:
+            mine += [chunk for i, chunk in enumerate(chunks) if i % of != 0][::-1]
         self._make_folder()
-        missing = [chunk for chunk in mine if self._load(*chunk, report=True) is None]
-        total, here = (sum(len(specimens) for _, specimens in some) for some in (mine, missing))
-        with tqdm.tqdm(total=total, initial=total - here, unit=" specimens", disable=not here) as progress:
-            for split, specimens in missing:
-                if self._load(split, specimens) is None:  # another process may have made it meanwhile
-                    self._write(split, specimens, simulate(self.config, split, specimens, program))
-                progress.update(len(specimens))
+        lacking = [(chunk, self.missing(chunk, report=True)) for chunk in mine]
+        work = [self._primaries(chunk, electrons) for chunk, electrons in lacking]
+        total = sum(self.config.electrons(len(specimens)) for _, specimens in mine)
+        bar = {"unit": " electrons", "unit_scale": True, "smoothing": 0.1, "disable": not sum(work)}
+        with tqdm.tqdm(total=total, initial=total - sum(work), **bar) as progress:
+            for (chunk, electrons), primaries in zip(lacking, work, strict=True):
+                before = progress.n
+                # Another process may have made it meanwhile.
+                if electrons and (electrons := self.missing(chunk)):
+                    arrays = simulate(self.config, *chunk, electrons, program, progress.update)
+                    self._write(chunk, electrons, arrays)
+                progress.update(before + primaries - progress.n)
+
+    def missing(self, chunk: Chunk, report: bool = False) -> range:
+        """The electrons of each pixel that are still to be simulated."""
+        layers = self._layers(chunk, report)
+        return range(layers[-1][0].stop if layers else 0, self.config.electrons_per_pixel)
+
+    def primaries_missing(self) -> int:
+        """Electrons still to be simulated, of all chunks and pixels."""
+        return sum(self._primaries(chunk, self.missing(chunk)) for chunk in self.chunks())
+
+    def _primaries(self, chunk, electrons) -> int:
+        return self.config.electrons(len(chunk[1])) * len(electrons) // self.config.electrons_per_pixel
 
     def read(self, split: str) -> Iterator[dict]:
         """The specimens of a split in order, each a dict with the keys of `DTYPES`.
@@ -136,76 +151,129 @@ class ChunkCache:
         """
         for chunk in self.chunks():
             if chunk[0] == split:
-                arrays = self._load(*chunk)
-                if arrays is None:
+                layers = self._layers(chunk)
+                if not layers or layers[-1][0].stop != self.config.electrons_per_pixel:
                     raise FileNotFoundError(
-                        f"chunk {self._path(*chunk)} is missing or damaged. Start again: it is made anew."
+                        f"chunk {self._path(chunk)} is missing or damaged. Start again: it is made anew."
                     )
+                arrays = layers[0][1]
+                arrays["counts"] = _sixteen_bits(sum(a["counts"].astype(np.int64) for _, a in layers))
                 yield from ({name: a[i] for name, a in arrays.items()} for i in range(len(chunk[1])))
 
-    def _path(self, split, specimens) -> Path:
-        return self.folder / f"{split}-{specimens.start:07d}.npz"
+    def _layers(self, chunk: Chunk, report: bool = False) -> list[tuple[range, dict]]:
+        """Electrons and arrays of sound layers that follow each other from 0 up to as much of the dose as can
+        be, without exceeding it."""
+        there = self._electrons_there(chunk)
+        while chain := _longest_chain(there, self.config.electrons_per_pixel):
+            layers = [(electrons, self._load(chunk, electrons, report)) for electrons in chain]
+            damaged = [electrons for electrons, arrays in layers if arrays is None]
+            if not damaged:
+                return layers
+            there = [electrons for electrons in there if electrons not in damaged]
+        return []
+
+    def _electrons_there(self, chunk: Chunk) -> list[range]:
+        """Electrons of the layers of a chunk; Nebula cannot go on from electron n, so only whole doses."""
+        names = [path.name for path in self._path(chunk).glob("electrons-*.npz")]
+        matches = filter(None, (re.fullmatch(r"electrons-(\d+)-(\d+)\.npz", name) for name in names))
+        there = [range(int(match[1]), int(match[2])) for match in matches]
+        whole = range(self.config.electrons_per_pixel)
+        return [e for e in there if e == whole] if self.config.simulator == "nebula" else there
+
+    def _path(self, chunk: Chunk, electrons: range | None = None) -> Path:
+        """Folder of a chunk, or file of one of its layers."""
+        split, specimens = chunk
+        folder = self.folder / f"{split}-{specimens.start:07d}-{specimens.stop:07d}"
+        return folder / f"electrons-{electrons.start}-{electrons.stop}.npz" if electrons else folder
 
     def _make_folder(self):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.json").write_text(  # for the reader; the checksums do not need it
-                json.dumps(self.recipe, indent=1) + "\n"
-            )
+            parts.remove_abandoned(self.folder.rglob("*.part"))
+            path = self.folder / "recipe.json"  # for the reader; the checksums do not need it
+            temporary = parts.name(path)
+            temporary.write_text(json.dumps(self.recipe, indent=1) + "\n")
+            os.replace(temporary, path)
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
 
-    def _checksum(self, arrays) -> np.ndarray:
-        content = b"".join(
-            np.ascontiguousarray(arrays[name], dtype).tobytes() for name, dtype in DTYPES.items()
-        )
-        return np.frombuffer(hashlib.sha256(self.fingerprint.encode() + content).digest(), np.uint8)
+    def _checksum(self, electrons, arrays) -> np.ndarray:
+        about = f"{self.fingerprint} {electrons.start} {electrons.stop}".encode()
+        columns = (np.ascontiguousarray(arrays[name], dtype) for name, dtype in DTYPES.items())
+        content = b"".join(column.tobytes() for column in columns)
+        return np.frombuffer(hashlib.sha256(about + content).digest(), np.uint8)
 
-    def _write(self, split, specimens, arrays):
-        path = self._path(split, specimens)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    def _write(self, chunk, electrons, arrays):
+        path = self._path(chunk, electrons)
+        temporary = parts.name(path)
         try:
+            path.parent.mkdir(exist_ok=True)
             with open(temporary, "wb") as file:
-                np.savez_compressed(file, checksum=self._checksum(arrays), **arrays)
+                save(file, checksum=self._checksum(electrons, arrays), **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise _cannot_write(path, error) from error
 
-    def _load(self, split, specimens, report=False) -> dict | None:
-        """Arrays of a chunk; None if it is missing, damaged, or not of these specimens."""
-        path = self._path(split, specimens)
+    def _load(self, chunk, electrons, report=False) -> dict | None:
+        """Arrays of a layer; None if it is damaged, or not of these specimens."""
+        path = self._path(chunk, electrons)
         try:
             with np.load(path) as file:
                 arrays = {name: file[name] for name in DTYPES}
                 checksum = file["checksum"]
-        except FileNotFoundError:
-            return None
         except Exception:  # a damaged archive may raise anything
             arrays, checksum = None, None
-        expected = np.arange(specimens.start, specimens.stop) + FIRST_SPECIMEN[split]
-        sound = arrays is not None and np.array_equal(checksum, self._checksum(arrays))
-        if sound and np.array_equal(arrays["index"], expected):
+        sound = arrays is not None and np.array_equal(checksum, self._checksum(electrons, arrays))
+        if sound and np.array_equal(arrays["index"], sets.numbers(*chunk)):
             return arrays
-        if report and not sound:
+        if report:
             logging.getLogger(__name__).warning("chunk %s is damaged; simulating it again", path)
         return None
 
 
-def simulate(config, split: str, specimens: range, program: nebula.Program | None = None) -> dict:
+def _longest_chain(layers: list[range], dose: int) -> list[range]:
+    """Layers that follow each other from electron 0 as far as possible, but not beyond a dose."""
+    chains = {0: []}
+    for layer in sorted(layers, key=lambda layer: (layer.start, layer.stop)):
+        if layer.start in chains and layer.start < layer.stop <= dose:
+            chains.setdefault(layer.stop, [*chains[layer.start], layer])
+    return chains[max(chains)]
+
+
+def save(file, **arrays) -> None:
+    """Writes the arrays of a layer; equal arrays give equal bytes."""
+    np.savez_compressed(file, **arrays)
+
+
+def simulate(
+    config: sets.Config,
+    split: str,
+    specimens: range,
+    electrons: range,
+    program: nebula.Program | None = None,
+    progress=None,
+) -> dict:
     """Draws and images specimens of a split: index [n], family [n], labels [n, y, x, z], counts [n, y, x, e].
+
+    Args:
+        config: of the data set.
+        split, specimens: which specimens, counted within the split.
+        electrons: which of each pixel; all from 0 for Nebula.
+        program: of Nebula.
+        progress: called with the number of primaries that are done, now and then; not of Nebula.
 
     Raises:
         OSError: Nebula failed.
         ValueError: a count does not fit into 16 bits.
     """
-    index = np.arange(specimens.start, specimens.stop) + FIRST_SPECIMEN[split]
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(config.seed)))(index)
-    labels, family = jax.device_get(_draw(keys))
+    labels, family = sets.draw(config, split, specimens)
+    index = sets.numbers(split, specimens)
     options = {
-        "electrons_per_pixel": config.electrons_per_pixel,
+        "electrons_per_pixel": len(electrons),
         "beam_energies_kev": config.beam_energies_kev,
         "instrument": config.instrument,
         "seed": config.seed,
@@ -214,14 +282,18 @@ def simulate(config, split: str, specimens: range, program: nebula.Program | Non
     if config.simulator == "nebula":
         counts = nebula.simulate(labels, program, **options)
     else:
+        options |= {"first_electron": electrons.start, "progress": progress}
         counts = sim.simulate_bse(labels, **options).counts
+    arrays = {"index": index, "family": family, "labels": labels, "counts": _sixteen_bits(counts)}
+    return {name: array.astype(DTYPES[name]) for name, array in arrays.items()}
+
+
+def _sixteen_bits(counts: np.ndarray) -> np.ndarray:
     if counts.max() > np.iinfo(np.uint16).max:
         raise ValueError(
-            f"counts must fit into 16 bits; got {counts.max()} at {config.electrons_per_pixel} "
-            "electrons per pixel. Use fewer, e.g. 20000."
+            f"counts must fit into 16 bits; got {counts.max()}. Use fewer electrons per pixel, e.g. 20000."
         )
-    arrays = {"index": index, "family": family, "labels": labels, "counts": counts}
-    return {name: array.astype(DTYPES[name]) for name, array in arrays.items()}
+    return counts.astype(np.uint16)
 
 
 def _cannot_write(path, error: OSError) -> OSError:

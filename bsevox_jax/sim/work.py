@@ -32,6 +32,8 @@ from bsevox_jax.sim.walk import walk
 LANES_CPU = 1_024
 LANES_ACCELERATOR = 262_144
 CELLS_PER_LANE = 16  # (energy, specimen, pixel) triples in one compiled call, so that no lane idles for long
+# XLA's default is half of the widest vectors; the walk has no other work to slow down.
+CPU_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 LARGEST_INDEX = 2**31 - 1  # of the voxels and the cells of a chunk, and of the electrons of a cell
 
 
@@ -155,8 +157,7 @@ def _cut(shape, num_energies, *, lanes, specimens_per_chunk, devices) -> tuple[l
 @functools.cache
 def compiled_for(platform: str):
     """The walk of one chunk on a platform; see `_walk`."""
-    # XLA's default on a CPU is half of the widest vectors; the walk has no other work to slow down.
-    options = {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
+    options = CPU_OPTIONS if platform == "cpu" else None
     static = ("voxel_nm", "side_walls", "lanes", "pixels", "with_spectrum")
     return jax.jit(_walk, static_argnames=static, compiler_options=options)
 
