@@ -173,7 +173,7 @@ def calibrated(case: Case) -> float:
 
 
 def exponent(name: str, sizes: list[int], cases: list[Case], rate: float) -> dict:
-    """How time grows with size: the slope through the logarithms of each turn, and the median of the turns."""
+    """How time grows with size: the slope of the logarithms in each turn, and the median of the turns."""
     cases, runs = compare(name, cases, rate)
     seconds = np.array([[r.seconds for r in of_size] for of_size in runs])
     slopes = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
