@@ -4,6 +4,7 @@ import json
 import math
 
 import jax
+import pytest
 from absl.testing import flagsaver
 
 from benchmarks import roofline, simulator
@@ -15,6 +16,7 @@ def numbers(tree):
     return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, (int, float))]
 
 
+@pytest.mark.slow
 def test_benchmark_prints_one_complete_object_and_draws_it(tmp_path, capsys, monkeypatch):
     for name, few in (("SIZES", (1, 2)), ("TILES", (1, 2)), ("LANES_CPU", (1,))):
         monkeypatch.setattr(simulator, name, few)

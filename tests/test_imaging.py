@@ -173,6 +173,7 @@ def test_delta_tracking_agrees_with_tracking_from_interface_to_interface(monkeyp
     assert (np.abs(delta - exact) < 5 * np.hypot(error, delta_error)).all()
 
 
+@pytest.mark.slow
 def test_block_with_open_sides_stands_alone_in_vacuum():
     """As if vacuum lay around it: what leaves sideways goes on straight, up into the detector or down."""
     pillar = np.ones((4, 4, 12), np.uint8)
@@ -258,7 +259,7 @@ def test_walk_lowers_for_accelerators_without_the_branches_of_a_step(platform):
     options = sim.simulate_bse.__kwdefaults__ | {"electrons_per_pixel": 1}
     del options["progress"]
     todo = work.prepare(labels, **options)
-    walked = (work.tracking_words(labels), *todo.matter, todo.cells, todo.instrument, todo.secondaries)
+    walked = (work.tracking_words(labels), *todo.matter, todo.cells, todo.instrument, todo.secondaries, None)
     traced = work.compiled_for("cuda").trace(*walked, 1.0, "mirror", 16, 16, False)
     lowered, on_cpu = (traced.lower(lowering_platforms=(name,)).as_text() for name in (platform, "cpu"))
     assert "stablehlo.while" in lowered
