@@ -23,12 +23,12 @@ from bsevox_jax.sim.specimen import Specimen
 __all__ = [
     "PAPER_ENERGIES_KEV",
     "SIMULATOR_VERSION",
+    "Biasing",
     "BseImages",
     "BseSpectrum",
     "BseYields",
     "Instrument",
     "Specimen",
-    "Biasing",
     "phantoms",
     "simulate_bse",
     "simulate_spectrum",

@@ -38,6 +38,11 @@ class Cells:
     first_electron: jax.Array  # uint32; index of the first primary of each cell
     electrons: jax.Array  # int32; primaries of each cell
 
+    @property
+    def number(self) -> jax.Array:
+        """How many cells there are, without the padding."""
+        return self.keys.shape[0] * self.num_specimens * self.num_pixels
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +108,11 @@ def serve_cells(medium: Medium, cells: Cells, lanes: Lanes, next_cell, counts):
     `counts` is [cell, fate], or [cell, sum] with biasing; its cells are those of `walk`, padding included.
     """
     num_energies, specimens = cells.keys.shape[:2]
-    num_cells = num_energies * cells.num_specimens * cells.num_pixels
     done = ~lanes.flying & (lanes.electrons_left == 0)
     counts = store(counts, lanes, done)
     cell = next_cell + jnp.cumsum(done.astype(jnp.int32)) - 1
-    take = done & (cell < num_cells)
-    next_cell = jnp.minimum(next_cell + done.sum(dtype=jnp.int32), num_cells)
+    take = done & (cell < cells.number)
+    next_cell = jnp.minimum(next_cell + done.sum(dtype=jnp.int32), cells.number)
 
     ny, nx, nz = medium.shape
     in_chunk = cell % cells.num_pixels

@@ -49,12 +49,11 @@ def walk(
     num_energies, num_specimens = cells.keys.shape[:2]
     kinds, dtype = (len(FATES), jnp.int32) if biasing is None else (3, jnp.float32)
     counts = jnp.zeros((num_energies * num_specimens * pixels, kinds), dtype)
-    num_cells = num_energies * cells.num_specimens * cells.num_pixels
 
     def unfinished(carry):
         lanes, next_cell, *_ = carry
         return jnp.any(lanes.flying | (lanes.electrons_left > 0) | (lanes.depth > 0)) | (
-            next_cell < num_cells
+            next_cell < cells.number
         )
 
     def body(carry):

@@ -63,4 +63,4 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         raise ValueError(f"the data set must be made first. Run python -m tfds_bse --config={name}.")
 
     def _generate_examples(self):
-        raise NotImplementedError
+        return ()  # TFDS wants the method; `_split_generators` has refused before it could be called
