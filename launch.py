@@ -1,4 +1,4 @@
-"""The command line: trains, evaluates, reconstructs or simulates.
+"""The command line: trains, evaluates, reconstructs, simulates or plans.
 
 python launch.py --config=configs/quickstart.py --workdir=runs/demo
 python launch.py --config=configs/quickstart.py --workdir=runs/demo --mode=evaluate
@@ -6,6 +6,7 @@ python launch.py --mode=simulate --input=nanocube:2 --electrons_per_pixel=24 --o
 python launch.py --mode=simulate --config=configs/quickstart.py     # its data set, without training
 python launch.py --mode=reconstruct --input=runs/cube/stack.tif --checkpoint=runs/demo/export \
     --output=runs/cube
+python launch.py --mode=plan --input=box:6:4 --precision_nm=1 --output=runs/plan    # energies and dose
 """
 
 import os
@@ -56,20 +57,30 @@ def simulate(options) -> None:
     print(f"stack.npz, stack.tif and labels.npy are in {options.output}")
 
 
+def plan(options) -> None:
+    from bsevox_jax.plan import plan
+
+    plan(options.input, options.output, precision_nm=options.precision_nm)
+    print(f"plan.json and plan.png are in {options.output}")
+
+
 MODES = {  # and the flags they need
     "train": (train, ("config", "workdir")),
     "evaluate": (evaluate, ("config", "workdir")),
     "reconstruct": (reconstruct, ("input", "checkpoint", "output")),
     "simulate": (simulate, ()),  # a specimen, or the data set of a configuration
+    "plan": (plan, ("input", "output")),
 }
 
 
 FLAGS = (  # name, kind, default, help
     ("workdir", flags.DEFINE_string, None, "Train, evaluate: folder of the run."),
     ("input", flags.DEFINE_string, None, "Reconstruct: stack .npz, .npy or .tif. Simulate: .npy, .npz, "
-     "or a phantom nanocube:<position>, nanowire:<radius_nm>[:<axis>], random:<seed>."),
+     "or a phantom nanocube:<position>, nanowire:<radius_nm>[:<axis>], random:<seed>. "
+     "Plan: box:<size_nm>:<depth_nm>."),
     ("checkpoint", flags.DEFINE_string, None, "Reconstruct: exported network, <workdir>/export."),
-    ("output", flags.DEFINE_string, None, "Reconstruct, simulate: folder of the results."),
+    ("output", flags.DEFINE_string, None, "Reconstruct, simulate, plan: folder of the results."),
+    ("precision_nm", flags.DEFINE_float, 1.0, "Plan: wanted standard error of position, depth and size."),
     ("beam_energies_kev", flags.DEFINE_list, None, "Reconstruct, simulate: ascending, as 0.5,1,1.5."),
     ("electrons_per_pixel", flags.DEFINE_integer, None, "Reconstruct, simulate: dose per energy."),
     ("side_walls", flags.DEFINE_string, "mirror", "Simulate: beside the specimen, mirror, periodic or open."),

@@ -85,6 +85,30 @@ def load(data_dir: str, config_name: str, *, needs: tuple[str, ...] = (), **simu
     return splits
 
 
+def join(examples: Examples, others: list[Examples]) -> Examples:
+    """All examples one after another, under the names of all.
+
+    Raises:
+        ValueError: they were taken at different doses, energies or fields.
+    """
+    for other in others:
+        ours, theirs = (
+            (e.electrons_per_pixel, e.beam_energies_kev, e.labels.shape[1:]) for e in (examples, other)
+        )
+        if ours != theirs:
+            raise ValueError(
+                f"data.also must have the dose, energies and voxels of data.config, {ours}; got {theirs} of "
+                f"{other.name}. Choose another data set."
+            )
+    together = [examples, *others]
+    return dataclasses.replace(
+        examples,
+        counts=np.concatenate([e.counts for e in together]),
+        labels=np.concatenate([e.labels for e in together]),
+        name=" + ".join(dict.fromkeys(e.name for e in together)),
+    )
+
+
 def build(data_dir: str, config_name: str, *, kind: str = "bsevox", **program) -> str:
     """Builds a data set if it is missing, by bsevox or by nebula and its program; returns its folder."""
     import tfds_bse  # a machine that trains from .npz need not have TFDS
@@ -152,7 +176,7 @@ def epoch_batches(
         rows: the rows of each global batch that this process takes.
 
     Yields:
-        counts [rows, y, x, e] and labels [rows, y, x, z] as stored, mask [rows] bool.
+        The arrays of the examples, as counts [rows, y, x, e] and labels [rows, y, x, z], and a mask [rows].
     """
     order = np.arange(len(examples))
     if seed is not None:
@@ -161,11 +185,8 @@ def epoch_batches(
     for start in range(first * batch_size, len(padded), batch_size):
         position = np.arange(start, start + batch_size)[rows]
         index = padded[position]
-        yield {
-            "counts": examples.counts[index],
-            "labels": examples.labels[index],
-            "mask": position < len(examples),
-        }
+        rows_of_each = {name: array[index] for name, array in examples.arrays.items()}
+        yield rows_of_each | {"mask": position < len(examples)}
 
 
 def batches_per_epoch(examples: Examples, batch_size: int) -> int:
@@ -220,8 +241,7 @@ def copper(labels: jax.Array) -> jax.Array:
 
 def augment(
     key: jax.Array,
-    counts: jax.Array,
-    labels: jax.Array,
+    example: dict[str, jax.Array],
     *,
     normalisation: Normalisation,
     electrons_per_pixel: int,
@@ -232,8 +252,7 @@ def augment(
 
     Args:
         key: of this example in this step.
-        counts: [y, x, e] at `electrons_per_pixel`.
-        labels: [y, x, z].
+        example: counts [y, x, e] at `electrons_per_pixel`, and labels [y, x, z].
         normalisation: of the yields.
         electrons_per_pixel: dose of the counts.
         symmetries: whether to apply one of the eight, at random.
@@ -248,7 +267,7 @@ def augment(
             "Use 1 for the full dose."
         )
     dose_key, thin_key, symmetry_key = jax.random.split(key, 3)
-    dose = electrons_per_pixel
+    counts, labels, dose = example["counts"], example["labels"], electrons_per_pixel
     if lowest_dose_fraction < 1:
         dose = electrons_per_pixel * lowest_dose_fraction ** jax.random.uniform(dose_key)
         counts = thin_counts(thin_key, counts, electrons_per_pixel, dose)

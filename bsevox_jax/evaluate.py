@@ -1,4 +1,7 @@
-"""How good a trained network is: the test split, and the structures of Zheng et al. 2024, Tables 3 and 4."""
+"""How good a trained network is: the test split, and the structures of Zheng et al. 2024, Tables 3 and 4.
+
+An image model is measured by how well it foretells the counts of all splits.
+"""
 
 import hashlib
 import json
@@ -9,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import bsevox_jax
-from bsevox_jax import checkpoint, data, imageio, metrics, parallel, report, sim
+from bsevox_jax import checkpoint, data, forward, imageio, metrics, parallel, report, sim
 from bsevox_jax.reconstruct import VOXEL_NM, check_energies, cu_probability
 from bsevox_jax.sim import shapes
 from bsevox_jax.simulate import counts_of
@@ -27,8 +30,8 @@ SEED = 0  # of the simulated structures, the same for all networks
 def evaluate(config: ConfigDict, workdir: str) -> dict:
     """Measures the exported network of a run; writes `metrics.json` and `picture.png`, and prints a table.
 
-    The test split is that of `data.test_config`. The structures are those of the same data set, or else are
-    simulated once at its dose and energies.
+    For the task `images` see `evaluate_images`. Else the test split is that of `data.test_config`. The
+    structures are those of the same data set, or else are simulated once at its dose and energies.
 
     Args:
         config: as for training; its data sets may be others with the same energies.
@@ -42,6 +45,8 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
         FileNotFoundError, OSError: network or data set missing or damaged, or the disk is full.
         ValueError: the data set does not fit the network; one line.
     """
+    if config.task == "images":
+        return evaluate_images(config, workdir)
     workdir = os.path.abspath(os.path.expanduser(workdir))
     export = checkpoint.load_export(os.path.join(workdir, "export"))
     name = config.data.test_config or config.data.config
@@ -57,6 +62,38 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
         print(table(results))
         print(f"picture: {os.path.join(workdir, 'picture.png')}")
     return results
+
+
+def evaluate_images(config: ConfigDict, workdir: str) -> dict:
+    """Measures an exported image model; writes `metrics.json`, and prints chi^2 per energy.
+
+    Returns:
+        Split of `data.test_config` -> `metrics.agreement`, as lists.
+    """
+    workdir = os.path.abspath(os.path.expanduser(workdir))
+    model = forward.load(os.path.join(workdir, "export"))
+    name = config.data.test_config or config.data.config
+    results = {}
+    for split, examples in data.load(config.data.data_dir, name, **config.simulator).items():
+        if model.beam_energies_kev != examples.beam_energies_kev:
+            raise ValueError(f"the data set must have the energies of the model; got {name}. Choose another.")
+        found = _agreement(model, examples)
+        results[split] = {key: np.asarray(value).tolist() for key, value in found.items()}
+    lines = [f"chi^2 per degree of freedom, data set {name}", " " * 16 + "keV" + "".join(
+        f"{energy:6g}" for energy in model.beam_energies_kev)]  # fmt: skip
+    for split, found in results.items():
+        lines.append(f"{split:>19}" + "".join(f"{value:6.3f}" for value in found["chi2_per_dof"]))
+    with imageio.whole_files(workdir) as folder:
+        with open(os.path.join(folder, "metrics.json"), "w") as file:
+            json.dump(results, file, indent=1)
+    print(*lines, sep="\n")
+    return results
+
+
+def _agreement(model: forward.ImageModel, examples: data.Examples) -> dict:
+    images = forward.expect_all(model, examples.labels)
+    dose = np.full(len(examples.beam_energies_kev), examples.electrons_per_pixel)
+    return metrics.agreement(*images, examples.counts / dose, dose, (examples.labels > 0).any(-1))
 
 
 def _structure_iou(config: ConfigDict, splits: dict[str, data.Examples], export: checkpoint.Export) -> dict:

@@ -38,6 +38,16 @@ class Examples:
                 f"got {self.labels.shape} and {self.counts.shape}. Rebuild the data set."
             )
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a batch takes rows of."""
+        return {"counts": self.counts, "labels": self.labels}
+
+    def at(self, epoch: int) -> "Examples":
+        """The examples of an epoch: the same in all."""
+        del epoch
+        return self
+
     def __len__(self) -> int:
         return len(self.counts)
 

@@ -1,12 +1,17 @@
 """Losses on the logits: weighted cross-entropy, and the Lovasz extension of the intersection over union.
 
-All take logits `[b, y, x, z, 2]` (class 1 is Cu), labels `[b, y, x, z]` (1 or True where Cu) and return a
-scalar over the batch they are given. `mask` `[b]` takes padded samples out.
+`counts` is the loss of the image model and has arguments of its own. All others take logits `[b, y, x, z,
+2]` (class 1 is Cu), labels `[b, y, x, z]` (1 or True where Cu) and return a scalar over the batch they are
+given. `mask` `[b]` takes padded samples out.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.special import xlogy
+
+VARIANCE_WEIGHT = 0.02  # of the term that teaches the variance, beside the one that teaches the mean
+LARGEST_SQUARE = 50.0  # residual in standard deviations, squared; one rare count must not set a variance
 
 
 def weighted_cross_entropy(logits, labels, *, mode: str, lam: float, normalise: str, mask=None):
@@ -78,6 +83,45 @@ def lovasz(logits, labels, *, kind: str, classes: str, per_sample: bool, mask=No
     weights, present = _lovasz_weights(lax.stop_gradient(errors), jnp.where(valid, cu, 2), both)
     loss = jnp.where(valid, jax.nn.relu(errors) * weights, 0.0).sum(axis=1)
     return _ratio((loss * present).sum(), present.sum().astype(jnp.float32))
+
+
+def counts(log_odds, excess, counted, electrons_per_pixel, valid):
+    """Quasi-likelihood of counts: binomial deviance for the mean, and a gamma deviance for the variance.
+
+    A primary may free several electrons that are counted, so counts scatter more than a binomial; its
+    deviance still has the right mean. The variance is learnt from the squared residuals at the given mean.
+    Source: Smyth (1989), Sec. 3, double generalised linear models.
+
+    Args:
+      log_odds: `[b, y, x, e]`, logarithm of yield / (1 - yield).
+      excess: `[b, y, x, e]`, variance over that of a binomial, minus one.
+      counted: `[b, y, x, e]`.
+      electrons_per_pixel: the dose.
+      valid: `[b, y, x]`, pixels that count.
+
+    Returns:
+      Mean over the valid pixels and all energies.
+    """
+    counted = counted.astype(jnp.float32)
+    squared = jnp.minimum(lax.stop_gradient(pearson(log_odds, counted, electrons_per_pixel)), LARGEST_SQUARE)
+    variance = squared / (1 + excess) + jnp.log1p(excess)
+    loss = deviance(log_odds, counted, electrons_per_pixel) + VARIANCE_WEIGHT * variance
+    return _ratio((loss * valid[..., None]).sum(), valid.sum() * loss.shape[-1])
+
+
+def deviance(log_odds, counted, electrons_per_pixel):
+    """Binomial deviance of every count, twice the log-likelihood ratio to the best possible yield."""
+    n, c = electrons_per_pixel, counted
+    share = jnp.minimum(c / n, 1)  # more electrons than primaries may be counted, rarely
+    best = n * (xlogy(share, share) + xlogy(1 - share, 1 - share))
+    return 2 * (best + n * jax.nn.softplus(log_odds) - c * log_odds)
+
+
+def pearson(log_odds, counted, electrons_per_pixel):
+    """Squared residual of every count in binomial standard deviations."""
+    p, q = jax.nn.sigmoid(log_odds), jax.nn.sigmoid(-log_odds)
+    variance = jnp.maximum(electrons_per_pixel * p * q, jnp.finfo(jnp.float32).tiny)  # or 0 / 0
+    return (counted - electrons_per_pixel * p) ** 2 / variance
 
 
 def _lovasz_weights(errors, labels, both_classes):

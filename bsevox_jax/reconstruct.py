@@ -67,6 +67,11 @@ def check_fits(stack: imageio.Stack, export: checkpoint.Export) -> None:
 
 def check_energies(beam_energies_kev: Sequence[float], export: checkpoint.Export) -> None:
     """Raises ValueError, in one line, unless the network was trained on these energies."""
+    if export.config.get("task", "volumes") != "volumes":
+        raise ValueError(
+            f"the network must have learnt volumes; got one that learnt {export.config['task']}. Give the "
+            "export of another run."
+        )
     trained = export.beam_energies_kev
     if len(trained) != len(beam_energies_kev) or not np.allclose(trained, beam_energies_kev):
         raise ValueError(

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from bsevox_jax import data, metrics, parallel
+from bsevox_jax import parallel
+from bsevox_jax.task import Task
 
 # Named children of the root key of a run; below them keys are folded with the step and the row of the batch.
 INIT, DROPOUT, AUGMENT = range(3)
@@ -43,12 +44,12 @@ class TrainState:
 
 
 def init_state(
-    network: Any, optimiser: optax.GradientTransformation, image_shape: tuple, seed: int
+    network: Any, optimiser: optax.GradientTransformation, input_shape: tuple, seed: int
 ) -> TrainState:
-    """The state of step 0, from the seed alone; `image_shape` is (y, x, e)."""
+    """The state of step 0, from the seed alone; `input_shape` is that of one example, (y, x, ...)."""
     key = jax.random.fold_in(jax.random.key(seed), INIT)
     init = jax.jit(functools.partial(network.init, train=False))
-    variables = init(key, jnp.zeros((1, *image_shape)))
+    variables = init(key, jnp.zeros((1, *input_shape)))
     return begin(variables["params"], variables.get("batch_stats", {}), optimiser, np.int32(0))
 
 
@@ -96,23 +97,21 @@ def make_optimiser(
 
 def make_step(
     network: Any,
-    loss: Callable,
+    task: Task,
     optimiser: optax.GradientTransformation,
-    augment: Callable,
     *,
     seed: int,
     average_decay: float,
 ) -> Callable:
     """The function `step(state, batch) -> (state, {"step", "loss", "gradient_norm"})` for `map_step`.
 
-    The logits of all devices are gathered before the loss, so that the loss is that of the global batch,
+    The outputs of all devices are gathered before the loss, so that the loss is that of the global batch,
     padded rows left out, even where it is no sum over samples (the pooled Lovasz loss, the weighted mean).
 
     Args:
         network: linen module.
-        loss: (logits, labels, mask) -> scalar.
+        task: what is learnt.
         optimiser: of the parameters.
-        augment: (key, counts [y, x, e], labels [y, x, z]) -> (inputs, labels) of one example.
         seed: of the run.
         average_decay: of the moving average of the weights, shorter in the first steps; 0: no averaging.
     """
@@ -121,17 +120,18 @@ def make_step(
         device, rows = lax.axis_index(parallel.AXIS), batch["mask"].shape[0]
         augment_key, dropout_key = (_key(seed, child, state.step) for child in (AUGMENT, DROPOUT))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, device * rows + jnp.arange(rows))
-        images, labels = jax.vmap(augment)(keys, batch["counts"], batch["labels"])
+        examples, mask = _without_mask(batch)
+        inputs, targets = jax.vmap(task.augment)(keys, examples)
 
         def objective(params):
-            logits, updates = network.apply(
+            outputs, updates = network.apply(
                 {"params": params, "batch_stats": state.batch_stats},
-                images,
+                inputs,
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": jax.random.fold_in(dropout_key, device)},
             )
-            value = loss(*_gather((logits, data.copper(labels), batch["mask"])))
+            value = task.loss(*_gather((outputs, targets, mask)))
             return value, updates.get("batch_stats", {})
 
         (value, batch_stats), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -146,41 +146,45 @@ def make_step(
     return step
 
 
-def make_evaluation(network: Any, loss: Callable, normalisation: data.Normalisation, dose: int) -> Callable:
+def make_evaluation(network: Any, task: Task) -> Callable:
     """The function `evaluate(weights, batch) -> {"loss", "mask", sums...}` for `map_evaluation`.
 
-    All outputs are those of the global batch: the loss a scalar, mask and `metrics.sample_sums` [rows].
+    All outputs are those of the global batch: the loss a scalar, mask and the sums of `task.score` [rows,
+    ...].
     """
 
     def evaluate(weights: dict, batch: dict) -> dict:
-        logits = network.apply(weights, normalisation(batch["counts"], dose), train=False)
-        logits, labels, mask = _gather((logits, data.copper(batch["labels"]), batch["mask"]))
-        sums = metrics.sample_sums(metrics.cu_probability(logits), labels)
-        return {"loss": loss(logits, labels, mask), "mask": mask, **sums}
+        examples, mask = _without_mask(batch)
+        inputs, targets = jax.vmap(task.present)(examples)
+        outputs, targets, mask = _gather((network.apply(weights, inputs, train=False), targets, mask))
+        return {"loss": task.loss(outputs, targets, mask), "mask": mask, **task.score(outputs, targets)}
 
     return evaluate
 
 
-def trace(network: Any, loss: Callable, augment: Callable, batch: dict) -> None:
+def trace(network: Any, task: Task, batch: dict) -> tuple:
     """Traces the loss of a batch and computes nothing; raises for values that a step could not run with.
 
-    The arguments are those of `make_step`, and a batch of `data.epoch_batches`.
+    Returns:
+        The shape of the inputs of one example.
     """
     key = jax.random.key(0)
 
-    def value(counts, labels, mask):
-        images, labels = jax.vmap(augment, (None, 0, 0))(key, counts, labels)
-        logits, _ = network.init_with_output(key, images, train=False)
-        return loss(logits, data.copper(labels), mask)
+    def value(batch):
+        examples, mask = _without_mask(batch)
+        inputs, targets = jax.vmap(task.augment, (None, 0))(key, examples)
+        outputs, _ = network.init_with_output(key, inputs, train=False)
+        return task.loss(outputs, targets, mask), inputs
 
-    jax.eval_shape(value, **batch)
+    return jax.eval_shape(value, batch)[1].shape[1:]
 
 
-def measure(evaluate: Callable, weights: Any, batches: Iterable[dict]) -> dict[str, float]:
-    """Loss and metrics of a split.
+def measure(evaluate: Callable, task: Task, weights: Any, batches: Iterable[dict]) -> dict[str, float]:
+    """Loss and figures of a split.
 
     Args:
         evaluate: what `map_evaluation` made of `make_evaluation`.
+        task: what is learnt.
         weights: replicated.
         batches: of `data.epoch_batches`, in stored order.
     """
@@ -188,7 +192,11 @@ def measure(evaluate: Callable, weights: Any, batches: Iterable[dict]) -> dict[s
     loss = np.average([o.pop("loss") for o in outputs], weights=[o["mask"].sum() for o in outputs])
     merged = {name: np.concatenate([o[name] for o in outputs]) for name in outputs[0]}
     mask = merged.pop("mask")
-    return {"loss": float(loss), **metrics.summarise(merged, mask)}
+    return {"loss": float(loss), **task.summarise(merged, mask)}
+
+
+def _without_mask(batch: dict) -> tuple[dict, jax.Array]:
+    return {name: array for name, array in batch.items() if name != "mask"}, batch["mask"]
 
 
 def _key(seed: int, child: int, step: jax.Array) -> jax.Array:

@@ -18,17 +18,12 @@ from tqdm import tqdm
 
 import bsevox_jax
 from bsevox_jax import checkpoint, data, losses, models, parallel
+from bsevox_jax import source as sources
+from bsevox_jax import step as steps
+from bsevox_jax import task as tasks
 from bsevox_jax.log import Log
-from bsevox_jax.step import (
-    TrainState,
-    begin,
-    init_state,
-    make_evaluation,
-    make_optimiser,
-    make_step,
-    measure,
-    trace,
-)
+from bsevox_jax.step import TrainState
+from bsevox_jax.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Progress:
     phase: int = 1
     epoch: int = 0  # finished in this phase
     batch: int = 0  # done of the epoch under way; not 0 only in a run that was stopped
-    best_iou: float = -1.0  # of Cu on the validation split, over both phases
+    best_merit: float = -math.inf  # of the task on the validation split, over both phases
     lowest_loss: float = math.inf  # on the validation split, in this phase
     lowest_loss_epoch: int = 0
 
@@ -48,8 +43,7 @@ class Run:
     """What does not change while a run lasts."""
 
     config: ConfigDict
-    splits: dict[str, data.Examples]
-    normalisation: data.Normalisation
+    source: sources.Source
     network: Any
     latest: checkpoint.Store
     best: checkpoint.Store
@@ -59,7 +53,7 @@ class Run:
     @property
     def batches(self) -> int:
         """Steps per epoch."""
-        return data.batches_per_epoch(self.splits["train"], self.config.data.batch_size)
+        return data.batches_per_epoch(self.source.training, self.config.data.batch_size)
 
     def section(self, phase: int) -> ConfigDict:
         """The part of the config that describes a phase."""
@@ -86,31 +80,29 @@ def train(config: ConfigDict, workdir: str) -> str | None:
     """
     workdir = os.path.abspath(os.path.expanduser(workdir))
     parallel.check_batch_size(config.data.batch_size)
-    needs = ("train", "validation")
-    splits = data.load(config.data.data_dir, config.data.config, needs=needs, **config.simulator)
-    normalisation = data.normalisation(config.data.normalise, splits["train"])
+    source = sources.load(config)
     network = models.build(**config.model)
     stop, log = threading.Event(), Log(workdir)
     latest, best = (checkpoint.Store(os.path.join(workdir, name)) for name in ("latest", "best"))
-    run = Run(config, splits, normalisation, network, latest, best, log, stop)
+    run = Run(config, source, network, latest, best, log, stop)
     _check(run)
     previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         state, progress = _start(run)
-        for phase in (1, 2):
+        for phase in range(progress.phase, 3):  # those that are left
             if progress.phase < phase:
                 state, progress = _enter_phase(run, state, progress, phase)
-            if progress.phase == phase:
-                state, progress = _run_phase(run, state, progress)
+            state, progress = _run_phase(run, state, progress)
             if progress.batch:
                 log.text(
                     f"stopped after step {int(state.step)}; the same command with workdir {workdir} resumes"
                 )
                 return None
-        weights, _ = best.restore(state.weights)
+        weights = _task(run, 1).finish(best.restore(state.weights)[0])
         path = os.path.join(workdir, "export")
-        checkpoint.export(path, weights, _plain(config), normalisation, splits["train"])
-        log.text(f"exported step {best.step}, validation IoU(Cu) {progress.best_iou:.4f}, to {path}")
+        checkpoint.export(path, weights, _plain(config), source.normalisation, source.training)
+        merit = f"{_task(run, 1).merit} {abs(progress.best_merit):.4f}"
+        log.text(f"exported step {best.step}, validation {merit}, to {path}")
         return path
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -122,17 +114,16 @@ def _check(run: Run) -> None:
     """Raises for a value that either phase could not run with, before anything is written."""
     if run.config.eval_every_epochs < 1:
         raise ValueError(f"eval_every_epochs must be from 1; got {run.config.eval_every_epochs}. Use 5.")
-    batch = next(data.epoch_batches(run.splits["train"], 1))
     for phase in (1, 2):
         _optimiser(run, phase)
-        trace(run.network, *_loss_and_augmentation(run, phase), batch)
+        _input_shape(run, phase)
 
 
 def _start(run: Run) -> tuple[TrainState, Progress]:
     """The state to begin with, fresh or of the latest checkpoint, and the opening lines of the log."""
-    config, examples = run.config, run.splits["train"]
+    config = run.config
     optimiser, _ = _optimiser(run, 1)
-    state = init_state(run.network, optimiser, examples.counts.shape[1:], config.seed)
+    state = steps.init_state(run.network, optimiser, _input_shape(run, 1), config.seed)
     progress = Progress()
     if run.latest.step is not None:
         state, meta = run.latest.restore(state)
@@ -141,10 +132,7 @@ def _start(run: Run) -> tuple[TrainState, Progress]:
     run.log.begin(int(state.step))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     run.log.text(f"bsevox_jax {bsevox_jax.__version__}, {config.model.name} with {parameters:,} parameters")
-    run.log.text(
-        f"data set {examples.name}: {len(examples)} training examples at {examples.electrons_per_pixel} "
-        f"electrons per pixel; lowest dose fraction {config.data.lowest_dose_fraction}"
-    )
+    run.log.text(run.source.about)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     run.log.text(f"{devices}, seed {config.seed}, from step {int(state.step)}")
     return state, progress
@@ -156,8 +144,8 @@ def _enter_phase(run: Run, state: TrainState, progress: Progress, phase: int) ->
     Saved before phase 2 replaces them, so that a run killed in phase 2 never starts it from its own weights.
     """
     weights = state.weights if run.best.step is None else run.best.restore(state.weights)[0]
-    state = begin(weights["params"], weights["batch_stats"], _optimiser(run, phase)[0], state.step)
-    progress = Progress(phase=phase, best_iou=progress.best_iou)
+    state = steps.begin(weights["params"], weights["batch_stats"], _optimiser(run, phase)[0], state.step)
+    progress = Progress(phase=phase, best_merit=progress.best_merit)
     if phase == 2:
         _save(run, state, progress)
         run.latest.wait()
@@ -167,7 +155,7 @@ def _enter_phase(run: Run, state: TrainState, progress: Progress, phase: int) ->
 def _run_phase(run: Run, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
     """The loop over the epochs of one phase; returns early, with everything saved, when asked to stop."""
     config, epochs = run.config, run.section(progress.phase).epochs
-    step, evaluate, schedule = _mapped_functions(run, progress.phase)
+    task, step, evaluate, schedule = _mapped_functions(run, progress.phase)
     state = parallel.replicate(state)
     done = progress.epoch * run.batches + progress.batch
     with run.log.bar(f"phase {progress.phase}", epochs * run.batches, done) as bar:
@@ -189,11 +177,12 @@ def _run_phase(run: Run, state: TrainState, progress: Progress) -> tuple[TrainSt
             due = is_due(progress.epoch, config.eval_every_epochs, epochs)
             if due:
                 rows = parallel.local_rows(config.data.batch_size)
-                batches = data.epoch_batches(run.splits["validation"], config.data.batch_size, rows=rows)
-                measured = measure(evaluate, state.weights, batches)
+                batches = data.epoch_batches(run.source.validation, config.data.batch_size, rows=rows)
+                measured = steps.measure(evaluate, task, state.weights, batches)
                 record |= {f"validation_{name}": value for name, value in measured.items()}
-                progress = _judge(run, state, progress, measured)
-                bar.set_postfix(loss=f"{measured['loss']:.4f}", iou_cu=f"{measured['iou_cu_mean']:.4f}")
+                progress = _judge(run, task, state, progress, measured)
+                shown = {name: f"{measured[name]:.4f}" for name in ("loss", task.merit)}
+                bar.set_postfix(shown)
             run.log.record(int(parallel.unreplicate(state.step)), record)
             if due:  # after its record, which a run killed in between writes again
                 _save(run, parallel.unreplicate(state), progress)
@@ -203,11 +192,12 @@ def _run_phase(run: Run, state: TrainState, progress: Progress) -> tuple[TrainSt
 def _run_epoch(run: Run, step: Callable, state: TrainState, progress: Progress, bar: tqdm) -> tuple:
     """The rest of one epoch: (state, progress, the outcome of every step); progress.batch is 0 at its end."""
     config, outcomes, pending = run.config, [], None
+    epoch = progress.epoch + (config.phase1.epochs if progress.phase == 2 else 0)
     batches = data.epoch_batches(
-        run.splits["train"],
+        run.source.training.at(epoch),
         config.data.batch_size,
         seed=config.seed,
-        epoch=progress.epoch + (config.phase1.epochs if progress.phase == 2 else 0),
+        epoch=epoch,
         first=progress.batch,
         rows=parallel.local_rows(config.data.batch_size),
     )
@@ -225,42 +215,42 @@ def _run_epoch(run: Run, step: Callable, state: TrainState, progress: Progress, 
     return state, dataclasses.replace(progress, epoch=progress.epoch + 1, batch=0), outcomes
 
 
-def _mapped_functions(run: Run, phase: int) -> tuple[Callable, Callable, Callable]:
-    """The step and the evaluation of a phase over all devices, and the learning rate per step."""
-    config, dose = run.config, run.splits["train"].electrons_per_pixel
-    loss, augment = _loss_and_augmentation(run, phase)
+def _mapped_functions(run: Run, phase: int) -> tuple[Task, Callable, Callable, Callable]:
+    """The task of a phase, its step and evaluation over all devices, and the learning rate per step."""
+    task, config = _task(run, phase), run.config
     optimiser, schedule = _optimiser(run, phase)
-    step = make_step(
-        run.network, loss, optimiser, augment, seed=config.seed, average_decay=config.optim.average_decay
+    learning = dict(seed=config.seed, average_decay=config.optim.average_decay)
+    step = steps.make_step(run.network, task, optimiser, **learning)
+    evaluate = steps.make_evaluation(run.network, task)
+    return task, parallel.map_step(step), parallel.map_evaluation(evaluate), schedule
+
+
+def _input_shape(run: Run, phase: int) -> tuple[int, ...]:
+    """The shape of one input; traces the loss on the way, which raises for impossible values."""
+    return steps.trace(run.network, _task(run, phase), next(data.epoch_batches(run.source.training, 1)))
+
+
+def _task(run: Run, phase: int) -> Task:
+    """What is learnt in a phase.
+
+    Raises:
+        ValueError: the config names no task.
+    """
+    config, source = run.config, run.source
+    if config.task == "images":
+        return tasks.images(run.network, source.normalisation.mean, source.training, source.held_out)
+    if config.task != "volumes":
+        raise ValueError(f"task must be volumes or images; got {config.task!r}. Use volumes.")
+    loss = functools.partial(
+        losses.weighted_cross_entropy if phase == 1 else losses.lovasz, **run.section(phase).loss
     )
-    evaluate = make_evaluation(run.network, loss, run.normalisation, dose)
-    return parallel.map_step(step), parallel.map_evaluation(evaluate), schedule
-
-
-def _loss_and_augmentation(run: Run, phase: int) -> tuple[Callable, Callable]:
-    loss_of = losses.weighted_cross_entropy if phase == 1 else losses.lovasz
-    options = dict(run.section(phase).loss)
-
-    def loss(logits, labels, mask):
-        return loss_of(logits, labels, mask=mask, **options)
-
-    augment = functools.partial(
-        data.augment,
-        normalisation=run.normalisation,
-        electrons_per_pixel=run.splits["train"].electrons_per_pixel,
-        symmetries=run.config.data.symmetries,
-        lowest_dose_fraction=run.config.data.lowest_dose_fraction,
-    )
-    return loss, augment
+    return tasks.volumes(loss, source.augment, source.normalisation, source.validation.electrons_per_pixel)
 
 
 def _optimiser(run: Run, phase: int) -> tuple:
     optim, section = run.config.optim, run.section(phase)
-    return make_optimiser(
-        b1=optim.b1,
-        b2=optim.b2,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
+    return steps.make_optimiser(
+        **{name: optim[name] for name in ("b1", "b2", "eps", "weight_decay")},
         learning_rate=section.learning_rate,
         final_learning_rate=section.final_learning_rate,
         warmup_steps=optim.warmup_epochs * run.batches,
@@ -268,10 +258,11 @@ def _optimiser(run: Run, phase: int) -> tuple:
     )
 
 
-def _judge(run: Run, state: TrainState, progress: Progress, measured: dict) -> Progress:
-    """Keeps the weights with the best IoU, and notes when the loss was lowest."""
-    if measured["iou_cu_mean"] > progress.best_iou:
-        progress = dataclasses.replace(progress, best_iou=measured["iou_cu_mean"])
+def _judge(run: Run, task: Task, state: TrainState, progress: Progress, measured: dict) -> Progress:
+    """Keeps the weights of the best merit, and notes when the loss was lowest."""
+    merit = task.sign * measured[task.merit]
+    if merit > progress.best_merit:
+        progress = dataclasses.replace(progress, best_merit=merit)
         run.best.save(int(parallel.unreplicate(state.step)), parallel.unreplicate(state.weights), measured)
     if measured["loss"] < progress.lowest_loss:
         progress = dataclasses.replace(

@@ -11,8 +11,12 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order of the examples, augmentation and dropout
 
+    config.task = "volumes"  # from images; or images, the image model, from volumes
+
     config.data = data = ConfigDict()
     data.config = "paper"  # configuration of the data set bse_voxels, or a file *.npz in data_dir
+    data.also = ()  # more data sets of the same dose and energies, whose splits join the training split
+    data.held_out = ""  # data set that shows an image model its errors; "": the validation split
     data.test_config = ""  # the same for --mode=evaluate, whose split test it takes; "": that of data.config
     data.data_dir = "data"  # folder of the data sets; a missing one is simulated into it
     data.batch_size = 128  # examples per step over all devices [C]; divisible by their number
@@ -21,6 +25,24 @@ def get_config() -> ConfigDict:
     data.lowest_dose_fraction = (
         1.0  # an example keeps a log-uniform fraction of its dose from here to 1; 1: off
     )
+    data.source = "counts"  # of training: those of the data set; or forward, specimens drawn on the fly
+
+    # Of the source forward: images of random specimens by the image model, as a microscope records them, anew
+    # in every step. The data set still gives the normalisation and validates. Ranges are lowest, highest.
+    data.forward = forward = ConfigDict()
+    forward.model = ""  # folder of an exported image model; "": the one shipped with the project
+    forward.specimens = 8192  # of an epoch
+    forward.fresh = 1024  # how many of them the epoch before did not have; 0: always the same
+    forward.lowest_electrons_per_pixel = 50.0  # the dose of an example is log-uniform from here
+    forward.highest_electrons_per_pixel = 1000.0  # to here
+    forward.thickness_nm = (20.0, 20.0)  # of the film, vacuum below; the depth of the volume: no film
+    forward.relief_nm = (0.0, 0.0)  # twice the mean depth and the standard deviation of a rough surface
+    forward.probe_fwhm_nm = (0.0, 0.0)  # full width at half maximum of a Gaussian probe
+    forward.drift_nm = 0.0  # standard deviation of the step from one energy to the next, along y and x
+    forward.gain_error = 0.0  # relative standard deviation of the signal, per energy
+    forward.offset_error = 0.0  # standard deviation of the offset per energy, as a yield
+    forward.noise_electrons = 0.0  # standard deviation of the detector's noise per count
+    forward.energy_error = 0.0  # relative standard deviation of the scale of the beam energies
 
     config.simulator = simulator = ConfigDict()  # of the data set
     simulator.kind = "bsevox"  # or nebula, which needs what follows only to build a missing data set

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 import tfds_bse
 from bsevox_jax import sim
-from bsevox_jax.sim import phantoms, shapes
+from bsevox_jax.sim import phantoms, shapes, textures
 from tfds_bse import cache, estimate, packing, parts, sets
 
 SMOKE = sets.CONFIGS["smoke"]
@@ -198,6 +198,17 @@ def test_standard_test_specimens_are_no_training_specimens():
     assert len(set().union(*numbers)) == sum(map(len, numbers)) == sets.TRAIN_SPECIMENS + 200 + 226
     drawn = [labels.tobytes() for s in ("train", "test") for labels in sets.draw(test, s, range(16))[0]]
     assert len(set(drawn)) == 32
+
+
+def test_textures_are_numbered_apart_and_their_version_decides_only_their_bytes(monkeypatch):
+    numbers = sets.numbers(sets.TEXTURES, range(sets.CONFIGS["textures"].specimens[sets.TEXTURES]))
+    others = [first for split, first in sets.FIRST_SPECIMEN.items() if split != sets.TEXTURES]
+    assert all(abs(numbers - first).min() > 1_000_000 for first in others)
+    names = ("textures", "standard-train", "standard-test")
+    before = [cache.recipe(sets.CONFIGS[name]) for name in names]
+    monkeypatch.setattr(textures, "TEXTURES_VERSION", "9.9.9")
+    after = [cache.recipe(sets.CONFIGS[name]) for name in names]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, True]
 
 
 def test_dry_run_tells_what_there_is_to_do_and_writes_nothing(quick, tmp_path):

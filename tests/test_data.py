@@ -78,8 +78,7 @@ def test_augmentation_keeps_the_expected_yield_at_lower_dose(splits):
     images, labels = jax.vmap(
         lambda key: data.augment(
             key,
-            train.counts[0],
-            train.labels[0],
+            {"counts": train.counts[0], "labels": train.labels[0]},
             normalisation=yields,
             electrons_per_pixel=train.electrons_per_pixel,
             symmetries=True,

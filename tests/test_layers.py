@@ -37,13 +37,14 @@ SIM_ARROWS = {
     "imaging": {"biasing", "instrument", "lanes", "specimen", "tables", "work"},
     "phantoms": {"specimen"},
     "shapes": {"phantoms"},
+    "textures": {"phantoms"},
     "nebula": {"elements", "files", "inelastic", "instrument", "specimen", "tables", "transport"},
     "__init__": {"biasing", "imaging", "instrument", "phantoms", "specimen"},
 }
 PACKAGE_ARROWS = {
     "models": set(),
     "losses": set(),
-    "metrics": set(),
+    "metrics": {"losses"},
     "parallel": set(),
     "log": {"imageio", "parallel"},
     "imageio": set(),
@@ -51,8 +52,15 @@ PACKAGE_ARROWS = {
     "examples": {"imageio"},
     "data": {"examples", "parallel"},
     "checkpoint": {"data", "parallel"},
-    "step": {"data", "metrics", "parallel"},
-    "train": {"checkpoint", "data", "log", "losses", "models", "parallel", "step"},
+    "forward": {"checkpoint", "examples", "models", "sim"},
+    "likelihood": {"forward"},
+    "plan": {"forward", "imageio", "likelihood"},
+    "task": {"data", "examples", "forward", "losses", "metrics"},
+    "step": {"parallel", "task"},
+    "observe": {"data"},
+    "stream": {"data", "forward", "observe", "parallel", "sim"},
+    "source": {"data", "stream"},
+    "train": {"checkpoint", "data", "log", "losses", "models", "parallel", "source", "step", "task"},
     "reconstruct": {"checkpoint", "imageio", "metrics", "models", "parallel", "report"},
     "evaluate": {
         "checkpoint",
@@ -67,7 +75,7 @@ PACKAGE_ARROWS = {
     },
     "simulate": {"imageio", "sim"},
 }
-ONE_OWNER = {"orbax": {"checkpoint"}, "ml_collections": {"train", "evaluate", "checkpoint"}}
+ONE_OWNER = {"orbax": {"checkpoint"}, "ml_collections": {"train", "source", "evaluate", "checkpoint"}}
 
 
 def imported_names(path: Path) -> set[str]:

@@ -5,7 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import scipy.stats
 
 from bsevox_jax import losses
 
@@ -150,3 +152,127 @@ def test_unknown_options_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+DOSE = 100
+
+
+def logit(share):
+    return np.log(share / (1 - share))
+
+
+def freed_counts(rng, shape, share, pairs):
+    """Counts of `DOSE` primaries, each counted with a chance, some together with an electron they freed.
+
+    Returns:
+        Counts of a shape, and the mean and excess variance they have.
+    """
+    primaries = rng.binomial(DOSE, share, shape)
+    mean = share * (1 + pairs)
+    excess = (share * (1 + 3 * pairs) - mean**2) / (mean * (1 - mean)) - 1
+    return primaries + rng.binomial(primaries, pairs), mean, excess
+
+
+def test_deviance_is_twice_the_log_likelihood_ratio_to_the_observed_share():
+    counted, share = np.arange(DOSE + 1)[:, None], np.array([0.02, 0.3, 0.9])
+    binomial = scipy.stats.binom(DOSE, counted / DOSE).logpmf(counted)
+    expected = 2 * (binomial - scipy.stats.binom(DOSE, share).logpmf(counted))
+    found = losses.deviance(logit(share), counted.astype(np.float32), DOSE)
+    np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-5)
+
+
+def test_deviance_is_least_at_the_observed_share_and_zero_there():
+    counted = np.arange(1, DOSE, dtype=np.float32)
+    best = logit(counted / DOSE)
+    at_best, slope = deviance_and_slope(best, counted)
+    np.testing.assert_allclose(at_best, 0, atol=2e-4)
+    np.testing.assert_allclose(slope, 0, atol=1e-4)
+    for step in (-0.2, 0.2):
+        assert (deviance_and_slope(best + step, counted)[0] > at_best + 0.01).all()
+    none_and_all, _ = deviance_and_slope(np.array([-30.0, 30.0]), np.array([0.0, DOSE]))
+    np.testing.assert_allclose(none_and_all, 0, atol=1e-6)
+
+
+def test_squared_residuals_are_those_of_binomial_counts():
+    np.testing.assert_allclose(
+        losses.pearson(logit(0.2), jnp.array([20.0, 24.0, 12.0]), DOSE), [0, 1, 4], atol=1e-4
+    )
+
+
+def test_fit_to_overdispersed_counts_finds_their_mean_and_excess():
+    counted, mean, excess = freed_counts(np.random.default_rng(0), (1, 150, 200, 1), 0.15, 0.2)
+    squares = (counted - DOSE * mean) ** 2 / (DOSE * mean * (1 - mean))
+    start = jnp.array([0.0, 0.0])
+    optimiser = optax.adam(optax.cosine_decay_schedule(0.1, 300), b2=0.9)
+
+    def loss(fitted):
+        shape = counted.shape
+        guess = jnp.broadcast_to(fitted[0], shape), jnp.broadcast_to(jax.nn.softplus(fitted[1]), shape)
+        return losses.counts(*guess, jnp.asarray(counted), DOSE, jnp.ones(shape[:3], bool))
+
+    def descend(_, state):
+        fitted, optimiser_state = state
+        updates, optimiser_state = optimiser.update(jax.grad(loss)(fitted), optimiser_state)
+        return optax.apply_updates(fitted, updates), optimiser_state
+
+    fit = jax.jit(lambda fitted: jax.lax.fori_loop(0, 300, descend, (fitted, optimiser.init(fitted)))[0])
+    log_odds, raw = fit(start)
+    root = np.sqrt(counted.size)
+    assert abs(jax.nn.sigmoid(log_odds) - mean) < 4 * counted.std() / DOSE / root
+    error = squares.std() / root
+    assert abs(jax.nn.softplus(raw) - excess) < 4 * error < excess, "binomial counts must lie outside"
+
+
+@jax.jit
+def deviance_and_slope(log_odds, counted):
+    value, pullback = jax.vjp(lambda z: losses.deviance(z, counted, DOSE), log_odds)
+    return value, *pullback(jnp.ones_like(value))
+
+
+@jax.jit
+def loss_and_slope(log_odds, counted):
+    """Of the counts of one row of pixels and one energy."""
+    valid, shape = jnp.ones((1, 1, len(counted)), bool), (1, 1, len(counted), 1)
+
+    def loss(z):
+        return losses.counts(z.reshape(shape), jnp.full(shape, 0.1), counted.reshape(shape), DOSE, valid)
+
+    return jax.value_and_grad(loss)(jnp.broadcast_to(log_odds, counted.shape))
+
+
+ANY_COUNTS = np.array([0, 7, DOSE, DOSE + 5, 3 * DOSE], np.float32)
+
+
+@pytest.mark.parametrize("log_odds", [-3.0, 0.0, 3.0])
+def test_counts_above_the_dose_stay_finite_and_pull_the_mean_like_any_other(log_odds):
+    value, slope = deviance_and_slope(np.full(5, log_odds, np.float32), ANY_COUNTS)
+    expected = 2 * (DOSE / (1 + np.exp(-log_odds)) - ANY_COUNTS)
+    np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-3)
+    assert np.isfinite(value).all() and np.isfinite(loss_and_slope(log_odds, ANY_COUNTS)[0])
+
+
+@pytest.mark.parametrize("log_odds", [-1e4, -95.0, 95.0, 1e4])
+def test_counts_at_large_log_odds_stay_finite(log_odds):
+    loss, slope = loss_and_slope(log_odds, ANY_COUNTS)
+    assert np.isfinite(loss) and np.isfinite(slope).all()
+
+
+def test_counts_of_masked_pixels_do_not_count():
+    rng = np.random.default_rng(1)
+    outputs = rng.normal(-2, 0.5, (2, 3, 4, 5, 6)).astype(np.float32)
+    counted = rng.binomial(DOSE, 0.1, (3, 4, 5, 6))
+    valid = rng.random((3, 4, 5)) < 0.6
+    valid[2] = False  # a padded row; the others are empty columns
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(outputs, counted, valid):
+        return losses.counts(outputs[0], jax.nn.softplus(outputs[1]), counted, DOSE, valid)
+
+    value, slope = (np.asarray(part) for part in loss(outputs, counted, valid))
+    same, _ = loss(outputs, np.where(valid[..., None], counted, 77), valid)
+    kept = outputs[:, valid][:, None, None], counted[valid][None, None]
+    alone, _ = loss(*kept, np.ones((1, 1, valid.sum()), bool))
+    assert value == same
+    np.testing.assert_allclose(value, alone, rtol=1e-5)
+    assert (slope[:, ~valid] == 0).all() and (slope[:, valid] != 0).all()

@@ -104,7 +104,7 @@ def test_bsevoxnet_names_the_image_size_it_needs():
 
 
 def test_build_names_the_unknown_model_or_field():
-    with pytest.raises(ValueError, match="bsevoxnet, compact, unet3d; got 'resnet'"):
+    with pytest.raises(ValueError, match="bsevoxnet, compact, unet3d, equivariant; got 'resnet'"):
         models.build("resnet")
     with pytest.raises(ValueError, match="got widht"):
         models.build("compact", widht=3)

@@ -10,7 +10,7 @@ import optax
 import pytest
 import small_run
 
-from bsevox_jax import data, losses, parallel
+from bsevox_jax import data, losses, parallel, task
 from bsevox_jax.step import init_state, make_step
 
 
@@ -32,8 +32,8 @@ def sgd_steps(splits):
     examples = data.Examples(
         train.counts[:11], train.labels[:11], train.electrons_per_pixel, train.beam_energies_kev, "small"
     )
-    network = Network()
-    optimiser = optax.sgd(0.1)
+    network, optimiser = Network(), optax.sgd(0.1)
+    normalisation = data.Normalisation.fit(examples)
 
     def loss(logits, labels, mask):
         entropy = losses.weighted_cross_entropy(
@@ -42,18 +42,18 @@ def sgd_steps(splits):
         lovasz = losses.lovasz(logits, labels, mask=mask, kind="softmax", classes="present", per_sample=False)
         return entropy + lovasz
 
-    def augment(key, counts, labels):
+    def augment(key, example):
         return data.augment(
             key,
-            counts,
-            labels,
-            normalisation=data.Normalisation.fit(examples),
+            example,
+            normalisation=normalisation,
             electrons_per_pixel=examples.electrons_per_pixel,
             symmetries=True,
             lowest_dose_fraction=1.0,
         )
 
-    step = parallel.map_step(make_step(network, loss, optimiser, augment, seed=0, average_decay=0.5))
+    volumes = task.volumes(loss, augment, normalisation, examples.electrons_per_pixel)
+    step = parallel.map_step(make_step(network, volumes, optimiser, seed=0, average_decay=0.5))
     state = parallel.replicate(init_state(network, optimiser, examples.counts.shape[1:], seed=0))
     outcomes = []
     for epoch in (0, 1):

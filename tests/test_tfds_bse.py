@@ -159,7 +159,7 @@ def test_growing_a_split_keeps_its_chunks():
 
 
 def test_unknown_configuration_or_shard_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="config must be one of smoke, .*, standard-test; got 'big'"):
+    with pytest.raises(ValueError, match="config must be one of smoke, .*, textures, .*; got 'big'"):
         tfds_bse.build("big", tmp_path)
     with pytest.raises(ValueError, match="smoke_nebula must be simulated by Nebula; got no program"):
         tfds_bse.build("smoke_nebula", tmp_path)

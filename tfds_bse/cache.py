@@ -26,7 +26,7 @@ import numpy as np
 import tqdm
 
 from bsevox_jax import sim
-from bsevox_jax.sim import nebula, phantoms, shapes, tables
+from bsevox_jax.sim import nebula, phantoms, shapes, tables, textures
 from tfds_bse import parts, sets
 
 SPECIMENS_PER_CHUNK = 16  # minutes on two cores at the highest dose, seconds on an accelerator
@@ -51,6 +51,7 @@ def recipe(config: sets.Config, program: nebula.Program | None = None) -> dict:
         "families": [[f.name, f.weight, f.draw.__name__, f.ranges] for f in phantoms.FAMILIES],
         "cu_fraction": list(phantoms.CU_FRACTION),
         **({"shapes_version": shapes.SHAPES_VERSION} if "out_of_family" in config.specimens else {}),
+        **({"textures_version": textures.TEXTURES_VERSION} if sets.TEXTURES in config.specimens else {}),
         **(_own_simulator() if config.simulator == "bsevox" else program.recipe() if program else {}),
     }
 

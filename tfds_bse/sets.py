@@ -10,14 +10,16 @@ import jax
 import numpy as np
 
 from bsevox_jax import sim
-from bsevox_jax.sim import phantoms, shapes
+from bsevox_jax.sim import phantoms, shapes, textures
 
 NAME = "bse_voxels"
 VERSION = "3.0.0"
 TRAIN_SPECIMENS = 2400  # of standard-train
+TEXTURES = "textures"  # split and family of the specimens that belong to none
 
 # Specimens are numbered from here, so that a split does not change when another one grows. The first three
-# are drawn at random, specimen by specimen from its number; the others are listed in `_LISTED`.
+# and the textures are drawn at random, specimen by specimen from its number; the others are listed in
+# `_LISTED`.
 FIRST_SPECIMEN = {
     "train": 0,
     "validation": 100_000_000,
@@ -25,6 +27,7 @@ FIRST_SPECIMEN = {
     "nanocube": 300_000_000,
     "nanowire": 400_000_000,
     "out_of_family": 500_000_000,
+    TEXTURES: 600_000_000,
 }
 _LISTED = {  # split -> (family, function that makes the labels) of each specimen
     "nanocube": [("nanocube", make) for make in shapes.STRUCTURES["nanocube"].values()],
@@ -35,6 +38,7 @@ _LISTED = {  # split -> (family, function that makes the labels) of each specime
 FAMILIES = (
     *(family.name for family in phantoms.FAMILIES),
     *dict.fromkeys(family for listed in _LISTED.values() for family, _ in listed),
+    TEXTURES,
 )
 """Names of the values of `family`."""
 
@@ -99,6 +103,18 @@ _OURS = (
         specimens={"test": 200, **{split: len(listed) for split, listed in _LISTED.items()}},
         electrons_per_pixel=1000,
     ),
+    Config(
+        name="textures",
+        description="Copper anywhere, rough surfaces and thinner films: for the image model.",
+        specimens={TEXTURES: 800},
+        electrons_per_pixel=100,
+    ),
+    Config(
+        name="calibration",
+        description="Validation specimens at a higher dose: for the errors of the image model.",
+        specimens={"validation": 16},
+        electrons_per_pixel=1000,
+    ),
 )
 
 
@@ -137,6 +153,7 @@ def settings(config: Config, recipe: dict) -> dict:
 
 
 _draw = jax.jit(jax.vmap(phantoms.random_specimen_with_family))
+_draw_textures = jax.jit(jax.vmap(textures.random_texture))
 
 
 def numbers(split: str, specimens: range) -> np.ndarray:
@@ -151,4 +168,6 @@ def draw(config: Config, split: str, specimens: range) -> tuple[np.ndarray, np.n
         return np.stack([make() for make in makers]), np.array([FAMILIES.index(name) for name in families])
     key = jax.random.key(config.seed)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers(split, specimens))
+    if split == TEXTURES:
+        return np.asarray(_draw_textures(keys)), np.full(len(specimens), FAMILIES.index(TEXTURES))
     return jax.device_get(_draw(keys))

@@ -1,4 +1,7 @@
-"""The networks: images `[b, y, x, e]` to logits `[b, y, x, z, class]`, class 1 = Cu."""
+"""The networks: images `[b, y, x, e]` to logits `[b, y, x, z, class]`, class 1 = Cu.
+
+`equivariant` goes the other way, from volumes to images.
+"""
 
 import math
 
@@ -7,6 +10,7 @@ import jax.numpy as jnp
 
 from bsevox_jax.models.bsevoxnet import BSEVoxNet
 from bsevox_jax.models.compact import ColumnMixer
+from bsevox_jax.models.equivariant import Equivariant
 from bsevox_jax.models.unet3d import UNet3D
 
 
@@ -16,7 +20,12 @@ def build(name: str, **fields):
     Raises:
       ValueError: no network has this name, or the network has no such field.
     """
-    models = {"bsevoxnet": BSEVoxNet, "compact": ColumnMixer, "unet3d": UNet3D}
+    models = {
+        "bsevoxnet": BSEVoxNet,
+        "compact": ColumnMixer,
+        "unet3d": UNet3D,
+        "equivariant": Equivariant,
+    }
     if name not in models:
         raise ValueError(f"model name must be one of {', '.join(models)}; got {name!r}. Correct model.name.")
     known = sorted(set(models[name].__dataclass_fields__) - {"parent", "name"})
