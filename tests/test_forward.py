@@ -12,7 +12,8 @@ import pytest
 from bsevox_jax import checkpoint, data, forward, models, sim
 
 DEPTH, ENERGIES_KEV = 4, (1.0, 2.0, 5.0)
-NETWORK = models.build("equivariant", energies=3, width=2, first_size=3, dilations=(1,), hidden=5)
+NETWORK = models.build("equivariant", energies=3, width=2, first_size=3, dilations=(1,), rays=3, hidden=5)
+FEATURES = 3 + 2 + 5  # inputs of the last layer: rays, the residual layer, the last
 MARGIN = 3  # the network reaches 2 pixels
 
 
@@ -31,7 +32,7 @@ def draw_weights(network, depth):
 @pytest.fixture(scope="module")
 def model():
     """Drawn, with weights of the last layer that scatter by a few percent and not independently."""
-    root = 0.03 * np.random.default_rng(3).normal(size=(3, 6, 6)).astype(np.float32)
+    root = 0.01 * np.random.default_rng(3).normal(size=(3, FEATURES + 1, FEATURES + 1)).astype(np.float32)
     covariance = root @ root.swapaxes(1, 2)
     mean_yields = np.array([0.1, 0.25, 0.4], np.float32)
     weights = draw_weights(NETWORK, DEPTH)
@@ -48,6 +49,13 @@ def expect(model, volume, side_walls="mirror"):
 def draw_labels(*leading):
     """Labels of a field that is not square."""
     return np.random.default_rng(0).integers(0, 3, (*leading, 4, 5, DEPTH)).astype(np.uint8)
+
+
+def draw_matter(*leading):
+    """The same with something in every column."""
+    labels = draw_labels(*leading)
+    labels[..., -1] = np.maximum(labels[..., -1], 1)
+    return labels
 
 
 def surrounded(labels, by):
@@ -97,11 +105,11 @@ def test_images_are_differentiable_in_the_volume(model):
 
 
 def test_yields_are_chances_and_untrained_outputs_the_mean_yields(model):
-    images = expect(model, draw_labels())
+    images = expect(model, draw_matter())
     assert ((images.yields > 0) & (images.yields < 1)).all() and (images.excess > 0).all()
     head = jax.tree.map(np.zeros_like, model.weights["params"]["head"])
     silent = model.weights | {"params": model.weights["params"] | {"head": head}}
-    images = expect(dataclasses.replace(model, weights=silent), draw_labels())
+    images = expect(dataclasses.replace(model, weights=silent), draw_matter())
     np.testing.assert_allclose(images.yields, np.broadcast_to(model.mean_yields, (4, 5, 3)), rtol=1e-6)
     np.testing.assert_allclose(images.excess, 0.1, rtol=5e-3)
 
@@ -112,21 +120,31 @@ def test_variance_is_that_of_a_binomial_raised_by_the_excess():
     np.testing.assert_allclose(images.variance(np.array([100, 10])), [22.5, 2.5])
 
 
+def test_nothing_comes_back_where_there_is_no_matter_and_the_way_there_is_smooth(model):
+    labels = draw_matter()
+    labels[1, 2] = 0
+    images = expect(model, labels)
+    assert (images.yields[1, 2] == 0).all() and (images.errors[1, 2] == 0).all()
+    assert (np.delete(images.yields.reshape(20, 3), 5 + 2, 0) > 0).all()
+    slope = jax.grad(lambda volume: forward.expect(model, volume).yields[1, 2].sum())
+    assert (slope(forward.soft_volume(labels))[1, 2] > 0).all(), "any matter in an empty column is seen"
+
+
 def features_of(model, labels):
-    """Inputs [y, x, hidden] of the last layer."""
+    """Inputs [y, x, f] of the last layer."""
     apply = jax.jit(functools.partial(model.network.apply, train=False, with_features=True))
     return np.asarray(apply(model.weights, forward.soft_volume(labels)[None])[1][0], np.float64)
 
 
 def test_errors_are_the_scatter_of_yields_when_the_last_weights_scatter(model):
-    labels, rng, draws = draw_labels(), np.random.default_rng(5), 4000
+    labels, rng, draws = draw_matter(), np.random.default_rng(5), 4000
     features = features_of(model, labels)
     images = expect(model, labels)
     head = {name: np.asarray(leaf) for name, leaf in model.weights["params"]["head"].items()}
     for e, mean in enumerate(model.mean_yields):
-        weights = np.append(head["kernel"].reshape(5, 3, 2)[:, e, 0], head["bias"].reshape(3, 2)[e, 0])
+        weights = np.append(head["kernel"].reshape(FEATURES, 3, 2)[:, e, 0], head["bias"].reshape(3, 2)[e, 0])
         drawn = rng.multivariate_normal(weights, model.covariance[e], draws)
-        log_odds = features @ drawn[:, :5].T + drawn[:, 5] + np.log(mean / (1 - mean))
+        log_odds = features @ drawn[:, :FEATURES].T + drawn[:, FEATURES] + np.log(mean / (1 - mean))
         yields = 1 / (1 + np.exp(-log_odds))
         np.testing.assert_allclose(images.yields[..., e], np.median(yields, axis=-1), rtol=0.01)
         # Relative standard error of a standard deviation, and the curvature of the logistic function.
@@ -170,7 +188,7 @@ def test_size_of_the_errors_is_what_is_found_on_held_out_counts_and_their_form_t
     variance = images.yields * (1 - images.yields)
     weight = seen[..., None] * dose * variance / (1 + images.excess)
     features = np.stack([features_of(model, volume) for volume in labels])
-    information = np.asarray(forward.fisher(features, weight), np.float64) + np.eye(6)
+    information = np.asarray(forward.fisher(features, weight), np.float64) + np.eye(FEATURES + 1)
     np.testing.assert_allclose(covariance, np.linalg.inv(information), rtol=1e-3, atol=1e-6)
 
     errors = expect(dataclasses.replace(model, covariance=covariance), labels).errors
@@ -206,7 +224,7 @@ def test_other_depths_materials_and_walls_are_refused_in_one_line(model, shape, 
 def write_export(path, **changes):
     """An export of the network of `model`; `changes` are of its config and its weights."""
     config = {"model": {"name": "equivariant", "energies": 3, "width": 2, "first_size": 3,
-                        "dilations": [1], "hidden": 5}, "task": "images"}  # fmt: skip
+                        "dilations": [1], "rays": 3, "hidden": 5}, "task": "images"}  # fmt: skip
     config |= changes.get("config", {})
     weights = draw_weights(NETWORK, DEPTH) | changes.get("weights", {})
     statistics = data.Normalisation(np.array([0.1, 0.25, 0.4], np.float32), np.ones(3, np.float32))
@@ -243,7 +261,8 @@ def test_missing_model_is_refused_in_one_line(tmp_path):
 def test_shipped_model_loads_and_is_small():
     model = forward.load()
     assert model.beam_energies_kev == sim.PAPER_ENERGIES_KEV == tuple(model.beam_energies_kev)
-    assert model.covariance.shape == (20, model.network.hidden + 1, model.network.hidden + 1)
+    inputs = len(model.weights["params"]["head"]["kernel"]) + 1
+    assert model.covariance.shape == (20, inputs, inputs)
     assert sum(path.stat().st_size for path in Path(forward.SHIPPED).rglob("*") if path.is_file()) < 4e6
     images = expect(model, sim.phantoms.nanocube(1))
     assert {field.shape for field in images} == {(20, 20, 20)}

@@ -65,6 +65,7 @@ PACKAGE_ARROWS = {
     "evaluate": {
         "checkpoint",
         "data",
+        "forward",
         "imageio",
         "metrics",
         "parallel",

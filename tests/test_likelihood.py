@@ -22,12 +22,13 @@ def volume_of(parameters):
 @pytest.fixture(scope="module")
 def model():
     """Three energies, and weights of the last layer that are not quite known; see the first test."""
-    network = models.build("equivariant", energies=3, width=2, first_size=3, dilations=(), hidden=8)
+    network = models.build("equivariant", energies=3, width=2, first_size=3, dilations=(), rays=4, hidden=8)
     start = jax.jit(lambda key: network.init(key, volume_of(PARAMETERS)[None], train=False))
     params = dict(start(jax.random.key(1))["params"])
     params["lift"] = params["lift"] | {"kernel": 3 * params["lift"]["kernel"]}
-    params["head"] = params["head"] | {"kernel": 150 * params["head"]["kernel"]}
-    root = np.random.default_rng(2).normal(size=(3, 9, 9)) * 0.01
+    of_feature = jnp.where(jnp.arange(12) < 4, 6, 150)[:, None]  # the rays, which hardly vary, come first
+    params["head"] = params["head"] | {"kernel": of_feature * params["head"]["kernel"]}
+    root = np.random.default_rng(2).normal(size=(3, 13, 13)) * 0.01
     return dataclasses.replace(
         forward.load(),
         weights={"params": params},
@@ -187,7 +188,7 @@ def test_information_of_energies_adds_up(information, expected, slopes):
 
 def test_scatter_of_the_model_is_that_of_its_last_layer(model, expect, expected, slopes):
     """A covariance of rank one: the score moves along one direction, as when the head moves along it."""
-    direction = np.random.default_rng(5).normal(size=(3, 9)).astype(np.float32)
+    direction = np.random.default_rng(5).normal(size=(3, 13)).astype(np.float32)
     sure = dataclasses.replace(model, covariance=np.einsum("ef,eg->efg", direction, direction))
     scatter = likelihood.model_scatter(sure, volume_of, PARAMETERS)
     head, step = model.weights["params"]["head"], 1e-3

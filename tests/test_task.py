@@ -79,7 +79,8 @@ def best_of(records):
 
 def test_image_model_learns_by_the_same_loop(finished):
     deviance = [r["validation_deviance_per_dof"] for r in finished[1] if "validation_loss" in r]
-    assert len(deviance) == 4 and deviance[-1] < 0.5 * deviance[0]
+    # One is what is left when only the counts scatter.
+    assert len(deviance) == 4 and deviance[-1] - 1 < 0.5 * (deviance[0] - 1)
     losses = [record["train_loss"] for record in finished[1]]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -90,11 +91,12 @@ def test_exported_image_model_agrees_with_the_counts_as_the_records_say(finished
     assert model.beam_energies_kev == ENERGIES_KEV
     images = forward.expect_all(model, validation.labels)
     seen = (validation.labels > 0).any(-1)
-    chi2 = ((validation.counts - DOSE * images.yields) ** 2 / images.variance(DOSE))[seen].mean(0)
+    squares = (validation.counts - DOSE * images.yields)[seen] ** 2
+    chi2 = (squares / images.variance(DOSE)[seen]).mean(0)
     best = best_of(records)
     assert best["validation_chi2_per_dof"] == pytest.approx(chi2.mean(), rel=1e-4)
     assert best["validation_chi2_per_dof_worst"] == pytest.approx(chi2.max(), rel=1e-4)
-    assert (images.errors > 0).all(), "a finished run calibrates its errors"
+    assert (images.errors[seen] > 0).all(), "a finished run calibrates its errors"
 
 
 def test_evaluation_of_an_image_model_says_what_the_records_say(finished, folder, capsys):
