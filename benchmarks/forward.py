@@ -103,7 +103,8 @@ def replicas(model) -> list[dict]:
         counts = monte_carlo(f"replicas{k}", equal, dose)
         share = counts / REPLICA_ELECTRONS
         mean = share.mean(0)
-        binomial = mean * (1 - mean) * REPLICAS / (REPLICAS - 1) / REPLICA_ELECTRONS
+        electrons = REPLICAS * REPLICA_ELECTRONS  # the mean is of so many, so its own variance is small
+        binomial = mean * (1 - mean) * electrons / (electrons - 1) / REPLICA_ELECTRONS
         of_model = forward.expect_all(model, specimen[None])
         chosen = [model.beam_energies_kev.index(energy) for energy in HIGH_DOSE_KEV]
         y, excess = (field[0][..., chosen] for field in of_model[:2])
