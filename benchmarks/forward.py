@@ -22,7 +22,8 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.roofline import processor
-from bsevox_jax import data, forward, metrics, sim
+from bsevox_jax import data, forward, sim
+from bsevox_jax.evaluate import agreement
 from bsevox_jax.sim import shapes
 from bsevox_jax.sim.files import whole_file
 from tfds_bse import sets
@@ -69,35 +70,31 @@ def _seconds(run) -> float:
     return float(np.median(times))
 
 
-def agreement(images, labels, counts, dose) -> dict:
-    """Figures per energy of counts [n, y, x, e] at a dose [e] against expected images."""
-    return metrics.agreement(*images, counts / dose, dose, (labels > 0).any(-1))
-
-
 def standard_test(model) -> dict:
     """Agreement with every split of the shipped test set, and by family of the random specimens."""
-    splits = data.load("data", "standard-test")
-    of_split = {}
-    for split, examples in splits.items():
-        dose = np.full(len(examples.beam_energies_kev), examples.electrons_per_pixel)
-        images = forward.expect_all(model, examples.labels)
-        of_split[split] = agreement(images, examples.labels, examples.counts, dose)
+    of_split, of_family = {}, {}
+    for split, examples in data.load("data", "standard-test").items():
+        dose, labels, counts = examples.electrons_per_pixel, examples.labels, examples.counts
+        images = forward.expect_all(model, labels)
+        of_split[split] = agreement(images, labels, counts, dose)
         if split == "test":
             _, family = sets.draw(sets.find("standard-test"), split, range(len(examples)))
-            by_family = {
-                sets.FAMILIES[k]: agreement(
-                    forward.Expected(*(field[family == k] for field in images)),
-                    examples.labels[family == k], examples.counts[family == k], dose,
-                )
-                for k in np.unique(family)
-            }  # fmt: skip
-    return {"splits": of_split, "families": by_family}
+            for k in np.unique(family):
+                rows = family == k
+                some = forward.Expected(*(field[rows] for field in images))
+                of_family[sets.FAMILIES[k]] = agreement(some, labels[rows], counts[rows], dose)
+    return {"splits": of_split, "families": of_family}
+
+
+def places(model) -> list[int]:
+    """Of the high-dose energies among those of the model."""
+    return [model.beam_energies_kev.index(energy) for energy in HIGH_DOSE_KEV]
 
 
 def replicas(model) -> list[dict]:
     """Variance of counts over binomial: of independent images of three specimens, and as the model has it."""
     labels, _ = sets.draw(sets.find("standard-test"), "test", range(3))
-    rows = []
+    rows, chosen = [], places(model)
     for k, specimen in enumerate(labels):
         equal, dose = np.repeat(specimen[None], REPLICAS, 0), dict.fromkeys(HIGH_DOSE_KEV, REPLICA_ELECTRONS)
         counts = monte_carlo(f"replicas{k}", equal, dose)
@@ -106,7 +103,6 @@ def replicas(model) -> list[dict]:
         electrons = REPLICAS * REPLICA_ELECTRONS  # the mean is of so many, so its own variance is small
         binomial = mean * (1 - mean) * electrons / (electrons - 1) / REPLICA_ELECTRONS
         of_model = forward.expect_all(model, specimen[None])
-        chosen = [model.beam_energies_kev.index(energy) for energy in HIGH_DOSE_KEV]
         y, excess = (field[0][..., chosen] for field in of_model[:2])
         rows.append(
             {
@@ -166,7 +162,7 @@ def cube(size_nm: int, depth_nm: int) -> np.ndarray:
 
 def budget(model) -> dict:
     """Agreement with fresh Monte Carlo images of high dose, by group of specimens."""
-    chosen = [model.beam_energies_kev.index(energy) for energy in HIGH_DOSE_KEV]
+    chosen = places(model)
     doses = np.round(COUNTS_PER_PIXEL / model.mean_yields[chosen]).astype(int)
     dose = dict(zip(HIGH_DOSE_KEV, doses.tolist(), strict=True))
     found = {}
@@ -230,17 +226,6 @@ def directional(model, without, with_cube, k) -> dict:
     }
 
 
-def plain(tree):
-    """Arrays as lists of four significant digits."""
-    if isinstance(tree, dict):
-        return {str(name): plain(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [plain(value) for value in tree]
-    if isinstance(tree, np.ndarray):
-        return plain(tree.tolist())
-    return float(f"{tree:.4g}") if isinstance(tree, float | np.floating) else tree
-
-
 def benchmark(model) -> dict:
     test = standard_test(model)
     splits = test["splits"]
@@ -260,7 +245,8 @@ def benchmark(model) -> dict:
     }
     if FLAGS.high_dose:
         result |= {"gradients": gradients(model), "replicas": replicas(model), "budget": budget(model)}
-    return plain(result)
+    written = json.dumps(result, default=lambda array: array.tolist())
+    return json.loads(written, parse_float=lambda text: float(f"{float(text):.4g}"))
 
 
 def main(_):

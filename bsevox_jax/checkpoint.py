@@ -176,6 +176,9 @@ def export(path: str, weights: dict, config: dict, normalisation: Normalisation,
             checkpointer.save(os.path.join(temporary, "weights"), weights, force=True)
         if not parallel.is_main_process():
             return
+        # Orbax's mark that the folder is whole names the temporary one; here the renaming is the mark.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(temporary, "weights", "commit_success.txt"))
         with open(os.path.join(temporary, "config.json"), "w") as file:
             json.dump(about, file, indent=1)
         if os.path.exists(path):

@@ -45,9 +45,9 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
         FileNotFoundError, OSError: network or data set missing or damaged, or the disk is full.
         ValueError: the data set does not fit the network; one line.
     """
+    workdir = os.path.abspath(os.path.expanduser(workdir))
     if config.task == "images":
         return evaluate_images(config, workdir)
-    workdir = os.path.abspath(os.path.expanduser(workdir))
     export = checkpoint.load_export(os.path.join(workdir, "export"))
     name = config.data.test_config or config.data.config
     splits = data.load(config.data.data_dir, name, needs=("test",), **config.simulator)
@@ -70,14 +70,14 @@ def evaluate_images(config: ConfigDict, workdir: str) -> dict:
     Returns:
         Split of `data.test_config` -> `metrics.agreement`, as lists.
     """
-    workdir = os.path.abspath(os.path.expanduser(workdir))
     model = forward.load(os.path.join(workdir, "export"))
     name = config.data.test_config or config.data.config
     results = {}
     for split, examples in data.load(config.data.data_dir, name, **config.simulator).items():
         if model.beam_energies_kev != examples.beam_energies_kev:
             raise ValueError(f"the data set must have the energies of the model; got {name}. Choose another.")
-        found = _agreement(model, examples)
+        images = forward.expect_all(model, examples.labels)
+        found = agreement(images, examples.labels, examples.counts, examples.electrons_per_pixel)
         results[split] = {key: np.asarray(value).tolist() for key, value in found.items()}
     lines = [f"chi^2 per degree of freedom, data set {name}", " " * 16 + "keV" + "".join(
         f"{energy:6g}" for energy in model.beam_energies_kev)]  # fmt: skip
@@ -90,10 +90,15 @@ def evaluate_images(config: ConfigDict, workdir: str) -> dict:
     return results
 
 
-def _agreement(model: forward.ImageModel, examples: data.Examples) -> dict:
-    images = forward.expect_all(model, examples.labels)
-    dose = np.full(len(examples.beam_energies_kev), examples.electrons_per_pixel)
-    return metrics.agreement(*images, examples.counts / dose, dose, (examples.labels > 0).any(-1))
+def agreement(
+    images: forward.Expected, labels: np.ndarray, counts: np.ndarray, electrons_per_pixel: np.ndarray | int
+) -> dict:
+    """`metrics.agreement` of expected images with counts [n, y, x, e], at one dose or one per energy [e].
+
+    The pixels that count are those of `labels` [n, y, x, z] whose column holds matter.
+    """
+    seen = (labels > 0).any(-1)
+    return metrics.agreement(*images, counts / electrons_per_pixel, electrons_per_pixel, seen)
 
 
 def _structure_iou(config: ConfigDict, splits: dict[str, data.Examples], export: checkpoint.Export) -> dict:

@@ -53,8 +53,7 @@ def log_likelihood(
     Raises:
         ValueError: as of `forward.expect`.
     """
-    expected = forward.expect(model, volume, side_walls=side_walls)
-    dose = jnp.maximum(jnp.asarray(electrons_per_pixel, jnp.float32), FEWEST_ELECTRONS)
+    expected, dose = _expected_at(model, volume, electrons_per_pixel, side_walls)
     detected, lost = dose * expected.yields, dose * (1 - expected.yields)
     difference = counts - detected
     loss = _half_deviance(counts, difference, detected, lost)
@@ -77,8 +76,7 @@ def chi2_map(
     Returns:
         float32 [..., y, x, e]; about 1 where the volume explains the images.
     """
-    expected = forward.expect(model, volume, side_walls=side_walls)
-    dose = jnp.maximum(jnp.asarray(electrons_per_pixel, jnp.float32), FEWEST_ELECTRONS)
+    expected, dose = _expected_at(model, volume, electrons_per_pixel, side_walls)
     variance = expected.variance(dose) + (dose * expected.errors) ** 2
     return (counts - dose * expected.yields) ** 2 / variance
 
@@ -263,6 +261,12 @@ def _coverage(centre_nm, size_nm, voxels):
 
 def _in_silicon(copper):
     return jnp.stack([1 - copper, copper], axis=-1)
+
+
+def _expected_at(model, volume, electrons_per_pixel, side_walls):
+    """`forward.Expected`, and a dose that may be divided by."""
+    dose = jnp.maximum(jnp.asarray(electrons_per_pixel, jnp.float32), FEWEST_ELECTRONS)
+    return forward.expect(model, volume, side_walls=side_walls), dose
 
 
 def _half_deviance(part, difference, expected, rest):

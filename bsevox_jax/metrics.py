@@ -110,7 +110,7 @@ def agreement(yields, excess, errors, found, electrons_per_pixel, seen) -> dict[
     Args:
       yields, excess, errors: of `forward.Expected`, `[n, y, x, e]`.
       found: counts over electrons per pixel, `[n, y, x, e]`.
-      electrons_per_pixel: of every energy, `[e]`.
+      electrons_per_pixel: of all energies, or of every energy, `[e]`.
       seen: `[n, y, x]`, the pixels that count: those whose column holds matter.
 
     Returns:

@@ -119,8 +119,8 @@ class Stream:
         """Labels uint8 [y, x, z] of the specimen of a number."""
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), SPECIMENS), number)
         bodies, surface, sizes = jax.random.split(key, 3)
-        ranges_nm = jnp.array([self.relief_nm, self.thickness_nm])
-        sizes_nm = ranges_nm[:, 0] + jax.random.uniform(sizes, (2,)) * (ranges_nm[:, 1] - ranges_nm[:, 0])
+        limits_nm = jnp.array([self.relief_nm, self.thickness_nm]).T
+        sizes_nm = phantoms.between(jax.random.uniform(sizes, (2,)), limits_nm)
         return textures.carved(surface, phantoms.random_specimen(bodies, self.shape), *sizes_nm)
 
     @functools.cached_property

@@ -85,10 +85,10 @@ def train(config: ConfigDict, workdir: str) -> str | None:
     stop, log = threading.Event(), Log(workdir)
     latest, best = (checkpoint.Store(os.path.join(workdir, name)) for name in ("latest", "best"))
     run = Run(config, source, network, latest, best, log, stop)
-    _check(run)
+    input_shape = _check(run)
     previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        state, progress = _start(run)
+        state, progress = _start(run, input_shape)
         for phase in range(progress.phase, 3):  # those that are left
             if progress.phase < phase:
                 state, progress = _enter_phase(run, state, progress, phase)
@@ -98,10 +98,11 @@ def train(config: ConfigDict, workdir: str) -> str | None:
                     f"stopped after step {int(state.step)}; the same command with workdir {workdir} resumes"
                 )
                 return None
-        weights = _task(run, 1).finish(best.restore(state.weights)[0])
+        task = _task(run, 1)
+        weights = task.finish(best.restore(state.weights)[0])
         path = os.path.join(workdir, "export")
         checkpoint.export(path, weights, _plain(config), source.normalisation, source.training)
-        merit = f"{_task(run, 1).merit} {abs(progress.best_merit):.4f}"
+        merit = f"{task.merit} {abs(progress.best_merit):.4f}"
         log.text(f"exported step {best.step}, validation {merit}, to {path}")
         return path
     finally:
@@ -110,20 +111,26 @@ def train(config: ConfigDict, workdir: str) -> str | None:
             closing.close()
 
 
-def _check(run: Run) -> None:
-    """Raises for a value that either phase could not run with, before anything is written."""
+def _check(run: Run) -> tuple[int, ...]:
+    """Raises for a value that either phase could not run with, before anything is written.
+
+    Returns:
+        The shape of one input.
+    """
     if run.config.eval_every_epochs < 1:
         raise ValueError(f"eval_every_epochs must be from 1; got {run.config.eval_every_epochs}. Use 5.")
+    batch = next(data.epoch_batches(run.source.training, 1))
     for phase in (1, 2):
         _optimiser(run, phase)
-        _input_shape(run, phase)
+        input_shape = steps.trace(run.network, _task(run, phase), batch)
+    return input_shape
 
 
-def _start(run: Run) -> tuple[TrainState, Progress]:
+def _start(run: Run, input_shape: tuple[int, ...]) -> tuple[TrainState, Progress]:
     """The state to begin with, fresh or of the latest checkpoint, and the opening lines of the log."""
     config = run.config
     optimiser, _ = _optimiser(run, 1)
-    state = steps.init_state(run.network, optimiser, _input_shape(run, 1), config.seed)
+    state = steps.init_state(run.network, optimiser, input_shape, config.seed)
     progress = Progress()
     if run.latest.step is not None:
         state, meta = run.latest.restore(state)
@@ -223,11 +230,6 @@ def _mapped_functions(run: Run, phase: int) -> tuple[Task, Callable, Callable, C
     step = steps.make_step(run.network, task, optimiser, **learning)
     evaluate = steps.make_evaluation(run.network, task)
     return task, parallel.map_step(step), parallel.map_evaluation(evaluate), schedule
-
-
-def _input_shape(run: Run, phase: int) -> tuple[int, ...]:
-    """The shape of one input; traces the loss on the way, which raises for impossible values."""
-    return steps.trace(run.network, _task(run, phase), next(data.epoch_batches(run.source.training, 1)))
 
 
 def _task(run: Run, phase: int) -> Task:

@@ -159,29 +159,30 @@ def _boxes(centre_nm, half_nm):
     return Bodies(centre_nm, half_nm, jnp.zeros(half_nm.shape, bool), jnp.full(len(half_nm), COPPER))
 
 
-def _between(u, limits):
+def between(u, limits):
+    """A uniform number from 0 to 1 as one from the first limit to the second."""
     return limits[0] + (limits[1] - limits[0]) * u
 
 
 def _anywhere(u, half_nm, box_nm):
     """Centres that reach every depth about equally often: a body may stick out of any side."""
-    return _between(u, (-0.7 * half_nm, box_nm + 0.7 * half_nm))
+    return between(u, (-0.7 * half_nm, box_nm + 0.7 * half_nm))
 
 
 def _first(u, number, half_nm):
     """The first few bodies, as many as `number` allows; the others become absent."""
-    count = jnp.floor(_between(u, (number[0], number[1] + 1)))
+    count = jnp.floor(between(u, (number[0], number[1] + 1)))
     return jnp.where(jnp.arange(len(half_nm))[:, None] < count, half_nm, 0.0)
 
 
 def _form(u, kind, half_nm, length_nm=(2, 12)):
     """Half sizes [n, 3] and round axes of bodies of one kind; "any" mixes the first four."""
     along = jnp.arange(3) == (3 * u[:, 3:4]).astype(int)
-    half = _between(u[:, :3], half_nm)
+    half = between(u[:, :3], half_nm)
     same = jnp.broadcast_to(half[:, :1], half.shape)
     forms = {
         "box": (half, jnp.zeros_like(along)),
-        "cylinder": (jnp.where(along, _between(u[:, 1:2], length_nm), same), ~along),
+        "cylinder": (jnp.where(along, between(u[:, 1:2], length_nm), same), ~along),
         "ellipsoid": (half, jnp.ones_like(along)),
         "sphere": (same, jnp.ones_like(along)),
     }
@@ -202,7 +203,7 @@ def _solids(u, box_nm, kind, number, half_nm, **length):
 def _shell(u, box_nm, kind, half_nm, wall_nm):
     """A closed or cut-open Cu shell, Si inside and outside."""
     outer, is_round = _form(u[:1], kind, half_nm)
-    inner = jnp.maximum(outer - _between(u[1, 0], wall_nm), 0.0)
+    inner = jnp.maximum(outer - between(u[1, 0], wall_nm), 0.0)
     centre = _anywhere(u[:1, 5:8], outer, box_nm)
     label = jnp.array([COPPER, SILICON])
     return Bodies(
@@ -213,9 +214,9 @@ def _shell(u, box_nm, kind, half_nm, wall_nm):
 def _core_shell_wire(u, box_nm, upright, shell_nm, core_share, off_centre_nm):
     """A Cu core in a Si shell with vacuum around it; upright with the given probability, else lying."""
     along = jnp.arange(3) == jnp.where(u[0, 0] < upright, 2, (2 * u[0, 1]).astype(int))
-    shell = _between(u[0, 2], shell_nm)
-    radii = jnp.stack([jnp.inf, shell, shell * _between(u[0, 3], core_share)])
-    centre = box_nm / 2 + _between(u[0, 5:8], (-off_centre_nm, off_centre_nm))
+    shell = between(u[0, 2], shell_nm)
+    radii = jnp.stack([jnp.inf, shell, shell * between(u[0, 3], core_share)])
+    centre = box_nm / 2 + between(u[0, 5:8], (-off_centre_nm, off_centre_nm))
     half = jnp.where(along, jnp.inf, radii[:, None])
     label = jnp.array([VACUUM, SILICON, COPPER])
     return Bodies(jnp.tile(centre, (3, 1)), half, jnp.tile(~along, (3, 1)), label)
@@ -223,22 +224,22 @@ def _core_shell_wire(u, box_nm, upright, shell_nm, core_share, off_centre_nm):
 
 def _grating(u, box_nm, pitch_nm, duty, thickness_nm):
     """Parallel lines of one level, along y or x."""
-    pitch = _between(u[0, 0], pitch_nm)
-    half_thickness = _between(u[0, 2], thickness_nm) / 2
+    pitch = between(u[0, 0], pitch_nm)
+    half_thickness = between(u[0, 2], thickness_nm) / 2
     across = (jnp.arange(MAX_BODIES) - u[0, 3]) * pitch
     depth = _anywhere(u[0, 4], half_thickness, box_nm[2])
     centre = jnp.stack([jnp.full(MAX_BODIES, box_nm[0] / 2), across, jnp.full(MAX_BODIES, depth)], axis=1)
-    half = jnp.stack([jnp.inf, pitch * _between(u[0, 1], duty) / 2, half_thickness])
+    half = jnp.stack([jnp.inf, pitch * between(u[0, 1], duty) / 2, half_thickness])
     return _turned(u[0, 5], centre, jnp.tile(half, (MAX_BODIES, 1)))
 
 
 def _interconnect(u, box_nm, pitch_nm, width_nm, thickness_nm, gap_nm, presence):
     """Two crossing metal levels of up to three lines each, and vias between them where lines cross."""
-    upper, lower = _between(u[0, :2], thickness_nm)
-    gap = _between(u[0, 2], gap_nm)
+    upper, lower = between(u[0, :2], thickness_nm)
+    gap = between(u[0, 2], gap_nm)
     stack = upper + gap + lower
     top = _anywhere(u[0, 3], stack / 2, box_nm[2]) - stack / 2
-    pitch, width = _between(u[1, :2], pitch_nm), _between(u[1, 2:4], width_nm)
+    pitch, width = between(u[1, :2], pitch_nm), between(u[1, 2:4], width_nm)
     lines = (jnp.arange(3)[:, None] - u[1, 4:6]) * pitch + pitch / 2  # [3, level]
     crossing = jnp.stack([jnp.arange(6) % 3, (4 * jnp.arange(6) // 3) % 3], axis=1)  # six of the nine
     y = jnp.concatenate([lines[:, 0], jnp.full(3, box_nm[0] / 2), lines[crossing[:, 0], 0]])
@@ -262,9 +263,9 @@ def _turned(u, centre, half):
 
 def _layers(u, box_nm, number, thickness_nm, opening_nm):
     """Layers parallel to the surface, with a Si opening through all of them."""
-    half = jnp.full((MAX_BODIES, 3), jnp.inf).at[:, 2].set(_between(u[:, 0], thickness_nm) / 2)
+    half = jnp.full((MAX_BODIES, 3), jnp.inf).at[:, 2].set(between(u[:, 0], thickness_nm) / 2)
     half = _first(u[0, 8], number, half)
-    half = half.at[-1].set(jnp.append(_between(u[0, 2:4], opening_nm) / 2, jnp.inf))
+    half = half.at[-1].set(jnp.append(between(u[0, 2:4], opening_nm) / 2, jnp.inf))
     depth = _anywhere(u[:, 1], half[:, 2].at[-1].set(0), box_nm[2])
     centre = jnp.stack([u[:, 4] * box_nm[0], u[:, 5] * box_nm[1], depth], axis=1)
     layers = _boxes(centre, half)
@@ -277,7 +278,7 @@ def _blobs(u, shape, level):
     amplitudes, phases = (2 * u.ravel()[:64] - 1).reshape(4, 4, 4), u.ravel()[64:76].reshape(3, 4)
     axes = [(jnp.arange(n) + 0.5)[:, None] / waves_nm + phase for n, phase in zip(shape, phases, strict=True)]
     field = jnp.einsum("abc,ya,xb,zc->yxz", amplitudes, *(jnp.cos(2 * jnp.pi * turns) for turns in axes))
-    threshold = _between(u[-1, -1], level) * jnp.sqrt(64 / 3 / 8)  # variances: amplitude 1/3, cosine 1/2
+    threshold = between(u[-1, -1], level) * jnp.sqrt(64 / 3 / 8)  # variances: amplitude 1/3, cosine 1/2
     return jnp.where(field > threshold, COPPER, SILICON).astype(jnp.uint8)
 
 

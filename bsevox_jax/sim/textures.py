@@ -8,7 +8,7 @@ thinner film. Volumes are uint8 [y, x, z] with voxels of 1 nm: 0 vacuum, 1 Si, 2
 import jax
 import jax.numpy as jnp
 
-from bsevox_jax.sim.phantoms import COPPER, SHAPE, SILICON, VACUUM, Shape
+from bsevox_jax.sim.phantoms import COPPER, SHAPE, SILICON, VACUUM, Shape, between
 
 TEXTURES_VERSION = "1.0.0"  # raised whenever a key gives another texture; data sets are tied to it
 WAVES = 24
@@ -24,11 +24,11 @@ def random_texture(key: jax.Array, shape: Shape = SHAPE) -> jax.Array:
     """Returns the labels, uint8 [y, x, z], of a random texture; the same key gives the same one."""
     waves, noise, relief, draws = jax.random.split(key, 4)
     u = jax.random.uniform(draws, (9,))
-    amplitude = jnp.where(u[0] < WITH_NOISE, _between(u[1], NOISE), 0.0)
+    amplitude = jnp.where(u[0] < WITH_NOISE, between(u[1], NOISE), 0.0)
     field = _waves(waves, shape, flat=False) + amplitude * jax.random.normal(noise, shape)
-    labels = jnp.where(field > _between(u[2], LEVEL) * jnp.sqrt(1 + amplitude**2), COPPER, SILICON)
-    relief_nm = jnp.where(u[3] < WITH_RELIEF, _between(u[4], RELIEF_NM), 0.0)
-    thickness_nm = jnp.where(u[5] < THINNER, _between(u[6], THICKNESS_NM), shape[2])
+    labels = jnp.where(field > between(u[2], LEVEL) * jnp.sqrt(1 + amplitude**2), COPPER, SILICON)
+    relief_nm = jnp.where(u[3] < WITH_RELIEF, between(u[4], RELIEF_NM), 0.0)
+    thickness_nm = jnp.where(u[5] < THINNER, between(u[6], THICKNESS_NM), shape[2])
     return carved(relief, labels.astype(jnp.uint8), relief_nm, thickness_nm)
 
 
@@ -56,7 +56,7 @@ def _waves(key, shape, *, flat):
     )
     direction /= jnp.linalg.norm(direction, axis=1, keepdims=True)
     low, high = WAVELENGTH_NM
-    wavelength_nm = low * (high / low) ** u[0, 0] * _between(u[:, 1], (0.7, 1.3))
+    wavelength_nm = low * (high / low) ** u[0, 0] * between(u[:, 1], (0.7, 1.3))
     number = jnp.ceil(WAVES ** u[1, 0])  # two to all; half of the textures have five or fewer
     turns = [
         (jnp.arange(n) + 0.5)[:, None] * direction[:, axis] / wavelength_nm for axis, n in enumerate(shape)
@@ -64,7 +64,3 @@ def _waves(key, shape, *, flat):
     phases = turns[0][:, None, None] + turns[1][:, None] + turns[2] + u[:, 2]
     there = jnp.arange(WAVES) < number
     return (there * jnp.cos(2 * jnp.pi * phases)).sum(-1) * jnp.sqrt(2 / number)
-
-
-def _between(u, limits):
-    return limits[0] + (limits[1] - limits[0]) * u
