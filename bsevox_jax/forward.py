@@ -152,8 +152,9 @@ def with_errors(
 ) -> dict:
     """The weights, and the covariance of the last layer, {"errors": {"covariance": [e, f, f]}}.
 
-    Its form follows from the counts of the training set, as for any logistic regression. Its size is one
-    factor: the squared error found on specimens of a higher dose that were not trained on, over the expected.
+    Its form follows from the counts of the training set, as for any logistic regression. Its size is a
+    factor, linear in the logarithm of the energy: the squared error found on specimens of a higher dose that
+    were not trained on, over the expected; at least 1.
 
     Args:
         network, weights, mean_yields: as of `ImageModel`.
@@ -190,10 +191,14 @@ def with_errors(
         noise = variance / held_out.electrons_per_pixel
         expected = (p * (1 - p)) ** 2 * _variance(features, covariance)
         found = (share - p) ** 2 - noise
-        return jnp.stack([(seen * found / noise).sum(), (seen * expected / noise).sum()])
+        return jnp.stack([(seen * of / noise).sum((0, 1, 2)) for of in (found, expected)])
 
     found, expected = add_up(held_out, squares)
-    return weights | {"errors": {"covariance": covariance * np.float32(max(found / expected, 1))}}
+    log_energies = np.log(training.beam_energies_kev)
+    line = np.stack([np.ones_like(log_energies), log_energies], axis=-1)
+    coefficients = np.linalg.lstsq(expected[:, None] * line, found)[0]
+    factor = np.maximum(line @ coefficients, 1).astype(np.float32)
+    return weights | {"errors": {"covariance": covariance * factor[:, None, None]}}
 
 
 def _variance(features, covariance):

@@ -12,11 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.scipy.special import ndtri
 
 from bsevox_jax.data import SYMMETRIES, Normalisation, apply_symmetry
 
 SIGMAS_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
 REACH = 6  # standard deviations; what is farther from the mean is rarer than float32 resolves
+EXTREME_UNIFORMS = 2**-25, 1 - 2**-24  # the last is the greatest float32 below 1
+SUMMED_VARIANCE = 8  # up to which the probabilities of counts are summed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,34 +140,48 @@ def draw_counts(key: jax.Array, expected: jax.Array, electrons_per_pixel: jax.Ar
 def binomial(uniform: jax.Array, n: jax.Array | float, p: jax.Array) -> jax.Array:
     """Binomial numbers, float32, that uniform ones in [0, 1) stand for: the inverse of the distribution.
 
-    The probabilities follow from their ratios, which are summed twice: for the total, and up to its share.
-    `jax.random.binomial` draws random numbers in its loops and takes two to five times as long.
+    Probabilities are summed where the variance is small. Elsewhere the quantile is the expansion of
+    Cornish and Fisher (1938) about the normal one, to the fourth cumulant, with Sheppard's correction for the
+    rounding to whole numbers: up to three numbers in a thousand are then the next one, and mean and variance
+    right.
+    `jax.random.binomial` draws random numbers in its loops and takes ten times as long.
 
     Args:
         uniform: in [0, 1).
         n: trials, whole numbers; they and p broadcast against `uniform`.
         p: chance of each.
     """
-    p = jnp.broadcast_to(jnp.minimum(p, 1 - 1e-6), uniform.shape)
-    odds = p / (1 - p)
-    deviation = jnp.sqrt(n * p * (1 - p))
-    lowest = jnp.floor(jnp.maximum(n * p - REACH * deviation, 0))
-    steps = jnp.max(2 * REACH * deviation).astype(jnp.int32) + REACH + 1  # small means reach farther up
+    mirrored = p > 0.5
+    p = jnp.where(mirrored, 1 - p, p)
+    uniform = jnp.clip(jnp.where(mirrored, 1 - uniform, uniform), *EXTREME_UNIFORMS)
+    many = n * p * (1 - p) > SUMMED_VARIANCE
+    drawn = jnp.where(many, _expanded(uniform, n, p), _summed(uniform, n, jnp.where(many, 0, p)))
+    return jnp.where(mirrored, n - drawn, drawn)
 
-    def scan(share):
-        """Sum of the weights, and how many of the partial sums do not exceed the share."""
 
-        def add(i, state):
-            weight, total, drawn = state
-            total = total + weight
-            weight = weight * (jnp.maximum(n - lowest - i, 0) / (lowest + i + 1) * odds)
-            return weight, total, drawn + (total <= share)
+def _summed(uniform, n, p):
+    """How many partial sums of the probabilities do not exceed the uniform number; p up to 1/2."""
+    odds, mean = p / (1 - p), n * p
+    most = jnp.max(mean + REACH * jnp.sqrt(mean)).astype(jnp.int32) + REACH  # small means reach farther up
 
-        none = jnp.zeros_like(p)
-        return lax.fori_loop(0, steps, add, (jnp.ones_like(p), none, none))[1:]
+    def add(i, state):
+        probability, total, drawn = state
+        total = total + probability
+        probability = probability * (jnp.maximum(n - i, 0) / (i + 1) * odds)
+        return probability, total, drawn + (total <= uniform)
 
-    total, _ = scan(0.0)
-    return lowest + scan(uniform * total)[1]
+    none, start = jnp.zeros_like(uniform), jnp.exp(n * jnp.log1p(-p))
+    drawn = lax.fori_loop(0, most, add, (jnp.broadcast_to(start, none.shape), none, none))[2]
+    return jnp.minimum(drawn, n)
+
+
+def _expanded(uniform, n, p):
+    variance = jnp.maximum(n * p * (1 - p), SUMMED_VARIANCE) - 1 / 12
+    skewness, kurtosis = (1 - 2 * p) * variance**-0.5, (1 - 6 * p * (1 - p)) / variance
+    z = ndtri(uniform)
+    tail = kurtosis * (z**3 - 3 * z) / 24 - skewness**2 * (2 * z**3 - 5 * z) / 36
+    x = z + skewness * (z**2 - 1) / 6 + tail
+    return jnp.clip(jnp.round(n * p + jnp.sqrt(variance) * x), 0, n)
 
 
 def blurred(images: jax.Array, fwhm_nm: jax.Array | float) -> jax.Array:

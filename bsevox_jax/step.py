@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jax import lax
 
 from bsevox_jax import parallel
@@ -60,6 +61,7 @@ def begin(params: Any, batch_stats: Any, optimiser: optax.GradientTransformation
 
 def make_optimiser(
     *,
+    name: str,
     b1: float,
     b2: float,
     eps: float,
@@ -69,13 +71,17 @@ def make_optimiser(
     warmup_steps: int,
     steps: int,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW (Loshchilov and Hutter 2019) with warm-up and cosine annealing, and its learning rate per step.
+    """An optimiser with warm-up and cosine annealing, and its learning rate per step.
 
-    Weights of two and more dimensions decay; biases and the scales and offsets of normalisations do not.
+    adamw (Loshchilov and Hutter 2019): weights of two and more dimensions decay; biases and the scales and
+    offsets of normalisations do not. muon (Jordan et al. 2024): the momentum of the kernels of convolutions
+    is made orthogonal, and they alone decay; all else follows Adam with Nesterov momentum (Dozat 2016).
 
     Raises:
-        ValueError: the warm-up is not shorter than the training.
+        ValueError: unknown name, or the warm-up is not shorter than the training.
     """
+    if name not in ("adamw", "muon"):
+        raise ValueError(f"optim.name must be adamw or muon; got {name!r}. Use adamw.")
     if steps and not 0 <= warmup_steps < steps:
         raise ValueError(
             f"the warm-up must be shorter than the phase; got {warmup_steps} and {steps} steps. "
@@ -92,7 +98,28 @@ def make_optimiser(
     def decays(params):
         return jax.tree.map(lambda p: p.ndim >= 2, params)
 
-    return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays), schedule
+    if name == "adamw":
+        adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
+        return adamw, schedule
+    muon = optax.contrib.muon(
+        schedule,
+        eps=eps,
+        weight_decay=weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=0.2,  # of an update, as AdamW's, so one learning rate serves both (Liu et al. 2025)
+    )
+    return muon, schedule
+
+
+def _matrices(params: Any) -> Any:
+    """Kernels of convolutions as matrices from all inputs to the outputs, for muon; None for what is none."""
+
+    def axes(p):
+        return optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), (p.ndim - 1,))
+
+    return jax.tree.map(lambda p: axes(p) if p.ndim > 2 else None, params)
 
 
 def make_step(

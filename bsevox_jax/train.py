@@ -252,7 +252,7 @@ def _task(run: Run, phase: int) -> Task:
 def _optimiser(run: Run, phase: int) -> tuple:
     optim, section = run.config.optim, run.section(phase)
     return steps.make_optimiser(
-        **{name: optim[name] for name in ("b1", "b2", "eps", "weight_decay")},
+        **{name: optim[name] for name in ("name", "b1", "b2", "eps", "weight_decay")},
         learning_rate=section.learning_rate,
         final_learning_rate=section.final_learning_rate,
         warmup_steps=optim.warmup_epochs * run.batches,

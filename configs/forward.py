@@ -20,11 +20,12 @@ def get_config() -> ConfigDict:
     model.energies = 20
     model.width = 12  # features in eight attitudes
     model.first_size = 5
-    model.dilations = (1, 2, 4, 2, 1)  # pixels; with the first kernel they reach 12 nm
+    model.dilations = (1, 2, 4, 4, 2, 1)  # pixels; with the first kernel they reach 16 nm
     model.rays = 32
     model.hidden = 64
     model.dtype = "float32"
 
+    config.optim.name = "muon"  # a quarter of the steps of adamw
     config.optim.weight_decay = 1e-3
     config.optim.warmup_epochs = 1
     config.optim.average_decay = 0.997

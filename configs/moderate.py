@@ -61,7 +61,8 @@ def get_config() -> ConfigDict:
     model.conv_impl = "auto"  # auto: convolutions as the backend runs them fastest; direct, rewrite
     model.dtype = "float32"  # of the computation; bfloat16 halves the memory, parameters stay float32
 
-    config.optim = optim = ConfigDict()  # AdamW [P]
+    config.optim = optim = ConfigDict()
+    optim.name = "adamw"  # [P]; or muon for the kernels of convolutions, and Adam for all else
     optim.b1 = 0.9  # decay of the mean of the gradient, the usual value [C]
     optim.b2 = 0.999  # decay of the mean of its square, the usual value [C]
     optim.eps = 1e-8  # added to the root of the latter, the usual value [C]

@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import os
 import shutil
 
@@ -7,7 +9,7 @@ import pytest
 import small_run
 
 from bsevox_jax import checkpoint, data
-from bsevox_jax.step import TrainState
+from bsevox_jax.step import TrainState, begin, make_optimiser
 
 
 def make_state(step=3, width=5):
@@ -57,6 +59,21 @@ def test_newest_state_comes_back_bit_for_bit(saved):
     store.close()
     assert store.step == 3 and meta["progress"] == {"epoch": 2}
     assert_equal_bits(state, make_state(3))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_of_an_optimiser_comes_back_bit_for_bit(tmp_path, name):
+    settings = dict(b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, warmup_steps=1, steps=9)
+    optimiser, _ = make_optimiser(name=name, learning_rate=1e-2, final_learning_rate=1e-3, **settings)
+    rng = np.random.default_rng(0)
+    params = {"conv": rng.normal(size=(3, 2, 4)), "dense": rng.normal(size=(4, 5)), "bias": np.zeros(5)}
+    params = jax.tree.map(np.float32, params)
+    fresh = begin(params, {}, optimiser, np.int32(0))
+    _, opt_state = jax.jit(optimiser.update)(params, fresh.opt_state, params)
+    state = jax.device_get(dataclasses.replace(fresh, step=np.int32(1), opt_state=opt_state))
+    with contextlib.closing(checkpoint.Store(str(tmp_path / "latest"))) as store:
+        store.save(1, state, {})
+        assert_equal_bits(store.restore(fresh)[0], state)
 
 
 def test_empty_store_is_refused_in_one_line(tmp_path):

@@ -37,7 +37,13 @@ def test_binomial_inverts_the_distribution(n):
     drawn = np.asarray(jax.jit(observe.binomial, static_argnums=1)(jnp.tile(uniform, (len(p), 1)), n, p))
     expected = stats.binom.ppf(np.float64(uniform), n, np.float64(p))
     assert abs(drawn - expected).max() <= 1
-    assert (drawn != expected).mean() < 3e-4, "only where rounding decides"
+    exact = (n * p * (1 - p) <= observe.SUMMED_VARIANCE)[:, 0]
+    differ = (drawn != expected).mean(1)
+    assert (differ[exact] < 3e-4).all(), "only where rounding decides"
+    assert (differ < 3e-3).all()
+    # The mean of a thousand pixels and their scatter are as right as counts can be.
+    for found, wanted in ((drawn.mean(1), expected.mean(1)), (drawn.var(1), expected.var(1))):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_binomial_of_extreme_uniforms_and_chances_stays_within_its_trials():

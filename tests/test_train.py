@@ -232,6 +232,7 @@ def test_damaged_checkpoint_is_refused(finished, folder, tmp_path):
         ("data.lowest_dose_fraction", 0.0, "got 0.0"),
         ("data.config", "absent.npz", "absent.npz"),
         ("model.name", "compct", "got 'compct'"),
+        ("optim.name", "sgd", "got 'sgd'"),
         ("optim.warmup_epochs", 4, "got 16 and 16"),
         ("optim.warmup_epochs", 2, "got 8 and 8"),
         ("eval_every_epochs", 0, "got 0"),
