@@ -1,6 +1,6 @@
 """The image model: how fast it is, how right on the standard test set, how wrong against Monte Carlo.
 
-    python -m benchmarks.forward                  # speed and the shipped test set; two minutes on two cores
+    python -m benchmarks.forward                  # speed and the shipped test set; five minutes on two cores
     python -m benchmarks.forward --high_dose      # and the error budget and the gradients; half an hour more
 
 Prints one JSON object and writes it to `forward.json` in the folder of results, where the Monte Carlo images
@@ -10,6 +10,7 @@ which the replicas check: the scatter of independent Monte Carlo images of equal
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -22,10 +23,14 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.roofline import processor
-from bsevox_jax import data, forward, sim
+from bsevox_jax import data, forward, losses, models, parallel, sim
+from bsevox_jax import source as sources
+from bsevox_jax import step as steps
+from bsevox_jax import task as tasks
 from bsevox_jax.evaluate import agreement
 from bsevox_jax.sim import shapes
 from bsevox_jax.sim.files import whole_file
+from configs import compact, compact_forward
 from tfds_bse import sets
 
 FLAGS = flags.FLAGS
@@ -68,6 +73,60 @@ def _seconds(run) -> float:
         run().block_until_ready()
         times.append(time.perf_counter() - started)
     return float(np.median(times))
+
+
+def on_the_fly() -> dict:
+    """What a step of `compact` costs on drawn specimens, and how much of it trains the network.
+
+    Steps on counts of the data set and on drawn specimens take turns. New specimens are drawn between the
+    epochs; a step bears its share.
+    """
+    configs = {"counts": compact.get_config(), "drawn": compact_forward.get_config()}
+    source_of = {name: sources.load(config) for name, config in configs.items()}
+    step_of = {name: _step(config, source_of[name]) for name, config in configs.items()}
+    drawn = source_of["drawn"].training
+    started = time.perf_counter()
+    drawn.at(1)
+    of_epoch_s = time.perf_counter() - started
+    times, end = {name: [] for name in configs}, time.perf_counter() + 6 * FLAGS.seconds
+    while time.perf_counter() < end or len(times["drawn"]) < 5:
+        for name, step in step_of.items():
+            started = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - started)
+    counts_ms, drawn_ms = (1000 * float(np.median(of_one)) for of_one in times.values())
+    fresh_ms = 1000 * of_epoch_s / data.batches_per_epoch(drawn, configs["drawn"].data.batch_size)
+    return {
+        "step_on_counts_ms": counts_ms,
+        "step_on_drawn_ms": drawn_ms,
+        "fresh_specimens_per_step_ms": fresh_ms,
+        "specimens_per_second": drawn.fresh / of_epoch_s,
+        "busy": counts_ms / (drawn_ms + fresh_ms),
+    }
+
+
+def _step(config, source):
+    """A function that does one step of the first phase, and waits for it; compiled."""
+    network = models.build(**config.model)
+    loss = functools.partial(losses.weighted_cross_entropy, **config.phase1.loss)
+    dose = source.validation.electrons_per_pixel
+    task = tasks.volumes(loss, source.augment, source.normalisation, dose)
+    optim = {name: config.optim[name] for name in ("name", "b1", "b2", "eps", "weight_decay")}
+    rates = dict(learning_rate=1e-3, final_learning_rate=1e-3, warmup_steps=0, steps=1000)
+    optimiser, _ = steps.make_optimiser(**optim, **rates)
+    learning = dict(seed=SEED, average_decay=config.optim.average_decay)
+    mapped = parallel.map_step(steps.make_step(network, task, optimiser, **learning))
+    batch = next(data.epoch_batches(source.training.at(0), config.data.batch_size, seed=SEED))
+    batch, input_shape = parallel.shard(batch), source.validation.counts.shape[1:]
+    state = parallel.replicate(steps.init_state(network, optimiser, input_shape, SEED))
+
+    def step():
+        nonlocal state
+        state, outcome = mapped(state, batch)
+        jax.block_until_ready(outcome)
+
+    step()
+    return step
 
 
 def standard_test(model) -> dict:
@@ -233,6 +292,7 @@ def benchmark(model) -> dict:
         "chi2_per_dof": splits["test"]["chi2_per_dof"],
         "chi2_per_dof_out_of_family": splits["out_of_family"]["chi2_per_dof"],
         **volumes_per_second(model),
+        "on_the_fly": on_the_fly(),
         "beam_energies_kev": model.beam_energies_kev,
         "standard_test": test,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.weights["params"])),

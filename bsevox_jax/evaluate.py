@@ -38,8 +38,9 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
         workdir: folder of the run.
 
     Returns:
-        What `metrics.json` holds: `metrics.summarise` of the test split, the IoU of Cu of each structure and
-        of each shape out of the families, if the data set has them, and what they were measured with.
+        What `metrics.json` holds: `metrics.summarise` of the test split and its IoU by depth, the IoU of Cu
+        of each structure and of each shape out of the families, if the data set has them, and what they were
+        measured with.
 
     Raises:
         FileNotFoundError, OSError: network or data set missing or damaged, or the disk is full.
@@ -55,6 +56,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     check_energies(test.beam_energies_kev, export)
     probability = cu_probability(export, test.counts, test.electrons_per_pixel)
     results = metrics.summarise(metrics.sample_sums(probability, data.copper(test.labels)))
+    results["iou_by_depth"] = metrics.iou_by_depth(probability, data.copper(test.labels)).tolist()
     results |= _structure_iou(config, splits, export)
     results |= _circumstances(test, export)
     if parallel.is_main_process():
@@ -139,6 +141,10 @@ def table(results: dict) -> str:
         f"  IoU(Cu) mean {results['iou_cu_mean']:.3f}   pooled {results['iou_cu_pooled']:.3f}   "
         f"MRE {100 * results['mre']:.1f} %",
     ]
+    of_depth = results["iou_by_depth"]
+    planes = range(0, len(of_depth), max(1, len(of_depth) // 5))
+    lines.append(f"  {'plane, nm below the top':<33}" + "".join(f"{z + 1:>7}" for z in planes))
+    lines.append(f"  {'  IoU(Cu), pooled':<33}" + "".join(f"{of_depth[z]:7.3f}" for z in planes))
     titles = {
         "nanocube": "Cu cube of 5 nm in Si, position",
         "nanowire": "upright wire, Cu radius in nm",

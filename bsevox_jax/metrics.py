@@ -77,6 +77,12 @@ def summarise(sums, mask=None) -> dict[str, float]:
     }
 
 
+def iou_by_depth(probability, labels) -> np.ndarray:
+    """Intersection over union of Cu in every plane, pooled over the specimens, `[z]`; arguments as above."""
+    predicted, cu, axes = np.asarray(probability) > 0.5, np.asarray(labels) > 0, (0, 1, 2)
+    return _iou((predicted & cu).sum(axes), (predicted | cu).sum(axes))
+
+
 def count_sums(log_odds, excess, counted, electrons_per_pixel, valid) -> dict[str, jax.Array]:
     """Sums over the valid pixels of every specimen; arguments as of `losses.counts`.
 

@@ -57,6 +57,11 @@ def load(config: ConfigDict) -> Source:
             "data.source must be counts, or forward where the task is volumes; "
             f"got {config.data.source!r} and {config.task!r}. Use counts."
         )
+    if config.task == "images" and config.data.normalise != "standardise":
+        raise ValueError(
+            "an image model starts from the mean yields, so data.normalise must be standardise; "
+            f"got {config.data.normalise!r}. Use standardise."
+        )
     training, augment, about = source(config, recorded, normalisation)
     return Source(training, augment, splits["validation"], held_out["validation"], normalisation, about)
 

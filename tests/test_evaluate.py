@@ -48,6 +48,8 @@ def test_test_split_is_measured_on_its_own(evaluated):
     )
     assert results["iou_cu_pooled"] == pytest.approx(iou(predicted, true))
     assert 0 < results["iou_cu_mean"] < 1
+    by_depth = [iou(predicted[..., z], true[..., z]) for z in range(20)]
+    assert results["iou_by_depth"] == pytest.approx(by_depth)
     wrong = (predicted != true).sum((1, 2, 3))
     assert results["mre"] == pytest.approx(np.sqrt(2 * wrong / 8000).mean())
 

@@ -136,10 +136,20 @@ def test_data_set_of_another_dose_does_not_join(folder, tmp_path):
     assert "\n" not in str(error.value) and os.listdir(tmp_path) == []
 
 
-def test_unknown_task_is_refused_in_one_line_before_anything_is_written(folder, tmp_path):
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("task", "both", "task must be volumes or images; got 'both'. Use"),
+        ("data.normalise", "none", "starts from the mean yields, .* must be standardise; got 'none'. Use"),
+        ("model.first_size", 4, "an odd size, and so a middle; got 4. Use"),
+    ],
+)
+def test_impossible_value_is_refused_in_one_line_before_anything_is_written(
+    folder, tmp_path, key, value, message
+):
     config = get_config(folder)
-    config.task = "both"
-    with pytest.raises(ValueError, match="task must be volumes or images; got 'both'. Use") as error:
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message) as error:
         train.train(config, str(tmp_path / "run"))
     assert "\n" not in str(error.value) and os.listdir(tmp_path) == []
 

@@ -74,6 +74,8 @@ class GroupConv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        if self.size % 2 == 0:
+            raise ValueError(f"a kernel must have an odd size, and so a middle; got {self.size}. Use 5.")
         copies, c = x.shape[3:]
         normal = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1, 2, 3))
         kernel = self.param("kernel", normal, (self.size, self.size, copies, c, self.features))
