@@ -45,7 +45,7 @@ def recipe(specimens: int) -> ml_collections.ConfigDict:
     config = quickstart.get_config()
     config.seed = SEED
     config.data.update(config="standard-train", test_config="standard-test")
-    epochs = max(2 * PHASES, FLAGS.examples // specimens)
+    epochs = FLAGS.examples // specimens
     config.phase1.epochs = config.eval_every_epochs = epochs // PHASES
     config.phase2.epochs = epochs - epochs // PHASES
     batches = -(-specimens // config.data.batch_size)
@@ -94,6 +94,11 @@ def score(name: str, config: ml_collections.ConfigDict) -> dict:
 def curves() -> dict:
     sizes = [int(number) for number in FLAGS.specimens]
     largest = sizes[-1]
+    if any(FLAGS.examples % (2 * PHASES * size) for size in sizes):
+        raise app.UsageError(
+            f"examples must be a multiple of {2 * PHASES} times every size; "
+            f"got {FLAGS.examples} and {', '.join(FLAGS.specimens)}. Use e.g. {2 * PHASES * largest}."
+        )
     epochs = recipe(largest).phase1.epochs + recipe(largest).phase2.epochs
     found = {"monte_carlo": {}, "image_model": {}}
     for size in sizes:
