@@ -9,5 +9,5 @@ def get_config() -> ConfigDict:
     config = compact.get_config()
     config.data.source = "forward"
     config.data.forward.specimens = 2560  # about as many steps per epoch as on standard-train
-    config.data.forward.fresh = 640  # a specimen stays for four epochs, with other noise in each
+    config.data.forward.fresh = 320  # a specimen stays for eight epochs, with other noise in each
     return config
