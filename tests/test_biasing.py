@@ -36,6 +36,7 @@ def assert_same_yields(images, estimate):
         assert (np.abs(expected.mean((0, 1)) - mean) < 4 * np.hypot(error, plain_error)).all()
 
 
+@pytest.mark.slow
 def test_weights_leave_the_yields_as_they_are():
     assert_same_yields(plain(1500), yields(electrons_per_pixel=1500, biasing=STRONG))
 

@@ -126,8 +126,8 @@ def attenuation(labels, rates, tilt_rad, azimuth_rad, side_walls):
 @pytest.mark.parametrize(
     "tilt_rad, azimuth_rad, side_walls",
     [
-        (0.0, 0.0, "mirror"),
-        (0.6, 0.0, "mirror"),
+        pytest.param(0.0, 0.0, "mirror", marks=pytest.mark.slow),
+        pytest.param(0.6, 0.0, "mirror", marks=pytest.mark.slow),
         (1.0, 2.0, "mirror"),
         (1.0, 0.5, "periodic"),
         (0.6, 2.0, "open"),
@@ -241,6 +241,7 @@ def test_giving_up_what_is_too_deep_changes_no_yield(reference):
     assert_equal_yields(reference, yields(np.stack([pattern()] * 8), seed=4, follow_all=True))
 
 
+@pytest.mark.slow
 def test_giving_up_what_is_too_deep_spares_most_of_the_walk_in_bulk():
     bulk = sim.Specimen(np.ones((4, 4, 40), np.uint8), voxel_nm=25.0, materials=("Si",))
     options = {"electrons_per_pixel": 200, "beam_energies_kev": (1.0, 5.0)}

@@ -37,8 +37,8 @@ def reference():
     "cut",
     [
         {"lanes": 777, "specimens_per_chunk": 2, "devices": 2},
-        {"specimens_per_chunk": 1, "devices": 1},
-        {"specimens_per_chunk": 1, "devices": 4},
+        pytest.param({"specimens_per_chunk": 1, "devices": 1}, marks=pytest.mark.slow),
+        pytest.param({"specimens_per_chunk": 1, "devices": 4}, marks=pytest.mark.slow),
         {"lanes": 12, "devices": 3},  # 17 pixels of a specimen in each chunk
     ],
 )
@@ -117,6 +117,7 @@ def test_film_yields_lie_near_those_of_another_code(label, material):
         assert abs(value - expected[energy]) < tolerance * expected[energy] + 3 * sigma, energy
 
 
+@pytest.mark.slow
 def test_yield_increases_with_atomic_number():
     silicon, copper = (
         yields(image(np.full((20, 20, 20), n, np.uint8), electrons_per_pixel=20)) for n in (1, 2)
@@ -266,6 +267,7 @@ def test_walk_lowers_for_accelerators_without_the_branches_of_a_step(platform):
     assert lowered.count("stablehlo.case") < on_cpu.count("stablehlo.case")
 
 
+@pytest.mark.slow
 def test_specimen_may_hold_eight_materials():
     materials = ("Si", "Cu", "SiO2", "Al", "W", "TiN", "Ge", "Au")
     layers = np.broadcast_to(np.arange(16) // 2 + 1, (6, 6, 16)).astype(np.uint8)

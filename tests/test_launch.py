@@ -79,6 +79,7 @@ def test_simulated_stack_gives_the_same_volume_from_every_format(trained, tmp_pa
     np.testing.assert_array_equal(volumes[0], volumes[2])
 
 
+@pytest.mark.slow
 def test_file_of_labels_is_simulated_as_the_phantom_it_came_from(tmp_path):
     options = ["--mode=simulate", "--electrons_per_pixel=2", "--beam_energies_kev=1,3"]
     assert launch.main([*options, "--input=nanowire:6:x", f"--output={tmp_path}/a"]) == 0
@@ -88,6 +89,7 @@ def test_file_of_labels_is_simulated_as_the_phantom_it_came_from(tmp_path):
         assert stack["counts"].shape == (20, 20, 2) and stack["counts"].sum() > 0
 
 
+@pytest.mark.slow
 def test_side_walls_of_the_command_line_reach_the_electrons(tmp_path, capsys):
     options = ["--mode=simulate", "--input=nanocube:1", "--electrons_per_pixel=2", "--beam_energies_kev=1,3"]
     counts = {}

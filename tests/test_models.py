@@ -181,6 +181,7 @@ def test_rewritten_convolutions_equal_the_direct_ones(convolution, x_shape, kern
         np.testing.assert_allclose(rewritten, direct, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bsevoxnet_is_the_same_function_under_both_implementations():
     images = jax.random.normal(jax.random.key(0), (2, 20, 20, 20))
     rewritten, direct = (

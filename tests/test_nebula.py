@@ -198,6 +198,7 @@ def test_file_cut_short_is_refused(tmp_path):
         nebula.read_electrons(tmp_path / "out.det")
 
 
+@pytest.mark.slow
 def test_counts_come_back_from_the_program(stand_in, materials, tmp_path, monkeypatch):
     """Labels, energies, doses and tags survive the way through all four files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -152,6 +152,7 @@ def test_shipped_files_are_small():
     assert sum(p.stat().st_size for p in shipped.FOLDER.glob("*")) <= 24e6
 
 
+@pytest.mark.slow
 def test_shipped_specimen_is_simulated_anew_but_for_rounding():
     """On the processor that made it bit for bit; others may turn one history in 10,000."""
     found = tfds_bse.find_shipped("standard-train")

@@ -152,6 +152,7 @@ def latest(workdir):
     return leaves
 
 
+@pytest.mark.slow
 def test_stopped_run_resumes_to_the_same_weights_and_exports_the_highest_dose(
     folder, tmp_path, monkeypatch, capsys
 ):
