@@ -1,7 +1,7 @@
 """The image model: how fast it is, how right on the standard test set, how wrong against Monte Carlo.
 
     python -m benchmarks.forward                  # speed and the shipped test set; five minutes on two cores
-    python -m benchmarks.forward --high_dose      # and the error budget and the gradients; half an hour more
+    python -m benchmarks.forward --high_dose      # and the error budget and the gradients; an hour more
 
 Prints one JSON object and writes it to `forward.json` in the folder of results, where the Monte Carlo images
 of high dose are kept: an interrupted run goes on with the next image. Chi^2 counts the pixels whose column
