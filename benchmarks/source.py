@@ -3,8 +3,8 @@
     python -m benchmarks.source        # half an hour on two quiet cores
 
 One small network and one recipe, the same number of steps for all: trained on the first specimens of
-`standard-train`, on as many specimens whose images the image model made, and on more of these, up to a new
-one for every example. Evaluated on `standard-test`. Writes `source.json` and `source.png`; a network that is
+`standard-train`, on as many specimens whose images the image model made, and on a new one of these for every
+example. Evaluated on `standard-test`. Writes `source.json` and `source.png`; a network that is
 there is not trained again.
 """
 
@@ -104,9 +104,8 @@ def curves() -> dict:
     for size in sizes:
         found["monte_carlo"][size] = score(f"monte_carlo_{size}", of_monte_carlo(size))
         found["image_model"][size] = score(f"image_model_{size}", of_image_model(size, 0))
-    for fresh in (largest // 3, largest):
-        size = largest + fresh * (epochs - 1)
-        found["image_model"][size] = score(f"image_model_{size}", of_image_model(largest, fresh))
+    endless = largest * epochs
+    found["image_model"][endless] = score(f"image_model_{endless}", of_image_model(largest, largest))
     return found
 
 
