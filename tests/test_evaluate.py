@@ -71,6 +71,7 @@ def test_structure_is_simulated_at_the_dose_of_the_data_set(evaluated, series, n
     assert results[series][name] == pytest.approx(iou(predicted, np.asarray(labels) == 2))
 
 
+@pytest.mark.slow
 def test_simulated_structures_are_kept_and_damaged_ones_made_again(evaluated, capsys):
     folder, config, _, results = evaluated
     (path,) = (folder / "test_structures").iterdir()

@@ -97,6 +97,7 @@ def half_space_albedo(albedo):
     return 1 - root * h(np.ones(1), h_mu)[0]
 
 
+@pytest.mark.slow
 def test_without_scattering_all_go_through():
     labels = np.ones(BLOCK)
     labels[1:3, 2:5, :4] = 0
@@ -130,7 +131,7 @@ def attenuation(labels, rates, tilt_rad, azimuth_rad, side_walls):
         pytest.param(0.6, 0.0, "mirror", marks=pytest.mark.slow),
         (1.0, 2.0, "mirror"),
         (1.0, 0.5, "periodic"),
-        (0.6, 2.0, "open"),
+        pytest.param(0.6, 2.0, "open", marks=pytest.mark.slow),
     ],
 )
 def test_absorbing_voxel_pattern_attenuates_exponentially_along_every_ray(tilt_rad, azimuth_rad, side_walls):

@@ -120,6 +120,7 @@ def test_variance_is_that_of_a_binomial_raised_by_the_excess():
     np.testing.assert_allclose(images.variance(np.array([100, 10])), [22.5, 2.5])
 
 
+@pytest.mark.slow
 def test_nothing_comes_back_where_there_is_no_matter_and_the_way_there_is_smooth(model):
     labels = draw_matter()
     labels[1, 2] = 0

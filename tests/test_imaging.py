@@ -39,7 +39,8 @@ def reference():
         {"lanes": 777, "specimens_per_chunk": 2, "devices": 2},
         pytest.param({"specimens_per_chunk": 1, "devices": 1}, marks=pytest.mark.slow),
         pytest.param({"specimens_per_chunk": 1, "devices": 4}, marks=pytest.mark.slow),
-        {"lanes": 12, "devices": 3},  # 17 pixels of a specimen in each chunk
+        # 17 pixels of a specimen in each chunk
+        pytest.param({"lanes": 12, "devices": 3}, marks=pytest.mark.slow),
     ],
 )
 def test_counts_do_not_depend_on_lanes_chunks_or_devices(reference, cut):
@@ -51,6 +52,7 @@ def test_counts_do_not_depend_on_lanes_chunks_or_devices(reference, cut):
         np.testing.assert_array_equal(images.fates[fate], count)
 
 
+@pytest.mark.slow
 def test_counts_do_not_depend_on_the_neighbours_in_specimen_or_energy(reference):
     alone = image(mixed_specimens()[3], specimen_ids=[3], beam_energies_kev=(2.0,))
     np.testing.assert_array_equal(alone.counts[..., 0], reference.counts[3, ..., 1])

@@ -126,6 +126,7 @@ def test_exit_angle_is_measured_from_the_way_back_to_the_gun():
     assert not bool(instrument.accepts(tilted, back._replace(ux=one * 0, uz=-one)))
 
 
+@pytest.mark.slow
 def test_spectrum_holds_the_electrons_of_the_image(plain):
     spectrum = sim.simulate_spectrum(BLOCK, electrons_per_pixel=100, beam_energies_kev=(1.0,))
     assert spectrum.electrons == 3600

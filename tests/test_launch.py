@@ -45,6 +45,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_trained_network_is_evaluated(trained, capsys):
     arguments = [*SMALL, f"--config.data.data_dir={trained}/data", f"--workdir={trained}/run"]
     assert launch.main([*arguments, "--mode=evaluate"]) == 0
@@ -57,6 +58,7 @@ def test_trained_network_is_evaluated(trained, capsys):
     assert (trained / "run" / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_simulated_stack_gives_the_same_volume_from_every_format(trained, tmp_path):
     simulated = [
         "--mode=simulate",
@@ -101,6 +103,7 @@ def test_side_walls_of_the_command_line_reach_the_electrons(tmp_path, capsys):
     assert "side_walls must be one of mirror, periodic, open; got 'brick'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_data_set_of_a_configuration_is_simulated_by_either_simulator(trained, tmp_path, capsys):
     simulating = ["--mode=simulate", *SMALL[:2]]
     assert launch.main([*simulating, f"--config.data.data_dir={trained}/data"]) == 0  # it is there
@@ -284,6 +287,7 @@ def test_missing_checkpoint_is_refused(small, refuses):
     refuses(training(small, "--mode=evaluate"), "an exported network must have a config.json")
 
 
+@pytest.mark.slow
 def test_damaged_data_set_is_refused(trained, refuses, tmp_path):
     shutil.copytree(trained / "data", tmp_path / "data")
     flip_a_byte(tmp_path / "data" / "bse_voxels" / "smoke")

@@ -255,6 +255,7 @@ def test_program_that_cannot_run_is_refused(tmp_path, materials):
     refused(good, "the material file must exist; got absent.mat", ("absent.mat",))
 
 
+@pytest.mark.slow
 def test_materials_must_be_those_of_the_labels(tmp_path, materials):
     binary = script(tmp_path / "nebula", "echo 'This is Nebula version 1.0.2' >&2")
     copper = np.full((2, 2, 2), 2, np.uint8)

@@ -44,6 +44,7 @@ def content(folder: Path) -> dict:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_set_built_from_the_shipped_file_has_the_bytes_of_the_simulated_one(config, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "simulate", None)
     folder = tfds_bse.build(config, tmp_path / "packed")

@@ -122,6 +122,7 @@ def read_records(workdir):
         return [json.loads(line) for line in file if line.endswith("\n")]
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder):
     whole, broken = str(folder / "whole"), str(folder / "broken")
     uninterrupted = launch(folder, whole)
@@ -172,6 +173,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_gradient_norm(folder, tmp_p
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_phase_without_progress_ends_early(folder, tmp_path):
     config = small_run.get_config(folder)
     config.phase1.epochs = 40

@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from random_electrons import electrons, random_bits
 
 from bsevox_jax.sim import tables
@@ -16,6 +17,7 @@ def slab(labels=None):
     return medium(jnp.asarray(tracking_words(labels[None])), cross_sections, everywhere, 1.0)
 
 
+@pytest.mark.slow
 def test_free_paths_in_a_uniform_solid_are_exponential():
     rng = np.random.default_rng(3)
     n = 100_000
