@@ -4,8 +4,8 @@
 
 One small network and one recipe, the same number of steps for all: trained on the first specimens of
 `standard-train`, on as many specimens whose images the image model made, and on a new one of these for every
-example. Evaluated on `standard-test`. Writes `source.json` and `source.png`; a network that is
-there is not trained again.
+example. Evaluated on `standard-test`. Writes `source.json` and `source.png`; a network that is there is not
+trained again.
 """
 
 import json
@@ -99,13 +99,12 @@ def curves() -> dict:
             f"examples must be a multiple of {2 * PHASES} times every size; "
             f"got {FLAGS.examples} and {', '.join(FLAGS.specimens)}. Use e.g. {2 * PHASES * largest}."
         )
-    epochs = recipe(largest).phase1.epochs + recipe(largest).phase2.epochs
     found = {"monte_carlo": {}, "image_model": {}}
     for size in sizes:
         found["monte_carlo"][size] = score(f"monte_carlo_{size}", of_monte_carlo(size))
         found["image_model"][size] = score(f"image_model_{size}", of_image_model(size, 0))
-    endless = largest * epochs
-    found["image_model"][endless] = score(f"image_model_{endless}", of_image_model(largest, largest))
+    every = FLAGS.examples  # a new one for each
+    found["image_model"][every] = score(f"image_model_{every}", of_image_model(largest, largest))
     return found
 
 

@@ -200,9 +200,13 @@ def transform(array: jax.Array, index: jax.Array | int) -> jax.Array:
 
     Bit 2 of the index swaps y and x, then bit 1 mirrors y and bit 0 mirrors x; index 0 is the identity.
     """
-    array = jnp.where(index & 4, jnp.swapaxes(array, 0, 1), array)
-    array = jnp.where(index & 2, array[::-1], array)
-    return jnp.where(index & 1, array[:, ::-1], array)
+    ny, nx = array.shape[:2]
+    pixels = jnp.arange(ny * nx).reshape(ny, nx)
+    pixels = jnp.where(index & 4, pixels.T, pixels)
+    pixels = jnp.where(index & 2, pixels[::-1], pixels)
+    pixels = jnp.where(index & 1, pixels[:, ::-1], pixels)
+    # The pixels are chosen, not the arrays: the compiler would compute what they come from once per choice.
+    return jnp.asarray(array).reshape(ny * nx, *array.shape[2:])[pixels]
 
 
 def apply_symmetry(

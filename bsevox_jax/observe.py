@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import ndtri
 
-from bsevox_jax.data import SYMMETRIES, Normalisation, transform
+from bsevox_jax.data import SYMMETRIES, Normalisation, apply_symmetry
 
 SIGMAS_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
 REACH = 6  # standard deviations; what is farther from the mean is rarer than float32 resolves
@@ -78,17 +78,15 @@ class Microscope:
         dose_key, instrument_key, count_key, noise_key, symmetry_key = jax.random.split(key, 5)
         low, high = self.lowest_electrons_per_pixel, self.highest_electrons_per_pixel
         dose = jnp.round(low * (high / low) ** jax.random.uniform(dose_key))
-        yields, excess, labels = (example[name] for name in ("yields", "excess", "labels"))
-        if self.symmetries:  # before the counting, or the compiler counts once for each of the eight
-            index = jax.random.randint(symmetry_key, (), 0, SYMMETRIES)
-            yields, excess, labels = (transform(array, index) for array in (yields, excess, labels))
-        expected = self.distort(instrument_key, chances(yields, excess))
-        # This changes no value; without it the compiler turns anew for every use, in twice the time.
-        expected = lax.reduce_precision(expected, exponent_bits=8, mantissa_bits=23)
+        expected = self.distort(instrument_key, chances(example["yields"], example["excess"]))
         counts = draw_counts(count_key, expected, dose)
         if self.noise_electrons:
             counts = counts + self.noise_electrons * jax.random.normal(noise_key, counts.shape)
-        return self.normalisation(counts, dose), labels
+        images, labels = self.normalisation(counts, dose), example["labels"]
+        if self.symmetries:
+            index = jax.random.randint(symmetry_key, (), 0, SYMMETRIES)
+            images, labels = apply_symmetry(images, labels, index)
+        return images, labels
 
     def distort(self, key: jax.Array, expected: jax.Array) -> jax.Array:
         """Chances [2, y, x, e] with what the instrument does to them."""
