@@ -25,7 +25,10 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 
 
 def train(options) -> None:
-    from bsevox_jax.train import train
+    if "sweep" in options.config:
+        from bsevox_jax.sweep import sweep as train
+    else:
+        from bsevox_jax.train import train
 
     train(options.config, options.workdir)
 
@@ -148,13 +151,14 @@ def _parse(arguments):
 
 
 def _resolve_config(argument):
-    """`--config=path` with the path as given, or else below this repository."""
-    name, _, path = argument.partition("=")
-    if name.lstrip("-") != "config" or not path:
+    """`--config=path`, or `path:base` as of configs/sweep.py, as given or else below this repository."""
+    name, _, value = argument.partition("=")
+    if name.lstrip("-") != "config" or not value:
         return argument
+    path, *base = value.split(":")
     for candidate in (path, os.path.join(ROOT, path)):
         if os.path.isfile(candidate):
-            return f"{name}={candidate}"
+            return f"{name}={':'.join([candidate, *base])}"
     raise FileNotFoundError(f"the configuration must exist; got {path}. Give one of configs/*.py.")
 
 

@@ -30,7 +30,7 @@ from bsevox_jax import task as tasks
 from bsevox_jax.evaluate import agreement
 from bsevox_jax.sim import shapes
 from bsevox_jax.sim.files import whole_file
-from configs import compact, compact_forward
+from configs import compact
 from tfds_bse import sets
 
 FLAGS = flags.FLAGS
@@ -81,7 +81,8 @@ def on_the_fly() -> dict:
     Steps on counts of the data set and on drawn specimens take turns. New specimens are drawn between the
     epochs; a step bears its share.
     """
-    configs = {"counts": compact.get_config(), "drawn": compact_forward.get_config()}
+    configs = {name: compact.get_config() for name in ("counts", "drawn")}
+    configs["counts"].data.update(source="counts", held_out="")
     source_of = {name: sources.load(config) for name, config in configs.items()}
     step_of = {name: _step(config, source_of[name]) for name, config in configs.items()}
     drawn = source_of["drawn"].training

@@ -48,8 +48,8 @@ def recipe(seed: int, specimens: int) -> ml_collections.ConfigDict:
     """The configuration that sees all examples in epochs of so many specimens."""
     config = quickstart.get_config()
     config.seed = seed
-    config.optim.name = "muon"  # by fewer steps to where the number of specimens is the limit
     config.data.update(config="standard-train", test_config=thinned_test())
+    config.data.forward.textures = 0.0
     epochs = FLAGS.examples // specimens
     config.phase1.epochs = config.eval_every_epochs = epochs // PHASES
     config.phase2.epochs = epochs - epochs // PHASES

@@ -49,7 +49,8 @@ def load(config: ConfigDict) -> Source:
         if split not in ("validation", "test")
     ]
     recorded = data.join(splits["train"], more)
-    held_out = read(config.data.held_out, "validation") if config.data.held_out else splits
+    held_out = (read(config.data.held_out, "validation") if config.data.held_out else splits)["validation"]
+    validation = held_out if config.task == "volumes" else splits["validation"]  # images: at their dose
     normalisation = data.normalisation(config.data.normalise, recorded)
     source = {"counts": _counts, "forward": _drawn}.get(config.data.source)
     if source is None or (source is _drawn and config.task != "volumes"):
@@ -63,7 +64,7 @@ def load(config: ConfigDict) -> Source:
             f"got {config.data.normalise!r}. Use standardise."
         )
     training, augment, about = source(config, recorded, normalisation)
-    return Source(training, augment, splits["validation"], held_out["validation"], normalisation, about)
+    return Source(training, augment, validation, held_out, normalisation, about)
 
 
 def _counts(config, recorded, normalisation) -> tuple[data.Examples, Callable, str]:

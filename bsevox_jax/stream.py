@@ -33,6 +33,7 @@ class Stream:
         shape: voxels (y, x, z) of a specimen, 1 nm wide.
         specimens: of an epoch.
         fresh: how many of them the epoch before did not have.
+        textures: share of the specimens that belong to no family, see `textures`.
         thickness_nm: range of the thickness of the film; vacuum below.
         relief_nm: range of the relief of the surface, see `textures.carved`.
     """
@@ -43,6 +44,7 @@ class Stream:
     shape: phantoms.Shape
     specimens: int
     fresh: int
+    textures: float
     thickness_nm: tuple[float, float]
     relief_nm: tuple[float, float]
 
@@ -51,6 +53,10 @@ class Stream:
             raise ValueError(
                 "data.forward.specimens must be from 1, and fresh from 0 to specimens; "
                 f"got {self.specimens} and {self.fresh}. Use e.g. 8192 and 1024."
+            )
+        if not 0 <= self.textures <= 1:
+            raise ValueError(
+                f"data.forward.textures must be from 0 to 1; got {self.textures}. Use 0 for none."
             )
         check_range("thickness_nm", self.thickness_nm, 1)
         check_range("relief_nm", self.relief_nm, 0)
@@ -92,7 +98,7 @@ class Stream:
         return (
             f"{self.name}: {self.specimens} training examples per epoch, {self.fresh} of them new, "
             f"at {low:g} to {self.electrons_per_pixel} electrons per pixel; "
-            f"thickness_nm {self.thickness_nm}, relief_nm {self.relief_nm}; "
+            f"textures {self.textures:g}, thickness_nm {self.thickness_nm}, relief_nm {self.relief_nm}; "
             f"instrument errors: {self.microscope.effects}"
         )
 
@@ -121,7 +127,11 @@ class Stream:
         bodies, surface, sizes = jax.random.split(key, 3)
         limits_nm = jnp.array([self.relief_nm, self.thickness_nm]).T
         sizes_nm = phantoms.between(jax.random.uniform(sizes, (2,)), limits_nm)
-        return textures.carved(surface, phantoms.random_specimen(bodies, self.shape), *sizes_nm)
+        labels = phantoms.random_specimen(bodies, self.shape)
+        if self.textures:
+            chosen = jax.random.uniform(jax.random.fold_in(bodies, 0)) < self.textures
+            labels = jnp.where(chosen, textures.random_texture(bodies, self.shape), labels)
+        return textures.carved(surface, labels, *sizes_nm)
 
     @functools.cached_property
     def _held(self) -> np.ndarray:
@@ -158,6 +168,7 @@ def start(
     model: str,
     specimens: int,
     fresh: int,
+    textures: float,
     thickness_nm: tuple[float, float],
     relief_nm: tuple[float, float],
     **microscope,
@@ -170,7 +181,7 @@ def start(
         seed: of the run.
         symmetries: as in `Microscope`.
         model: folder of an exported image model; "": the shipped one.
-        specimens, fresh, thickness_nm, relief_nm: as in `Stream`.
+        specimens, fresh, textures, thickness_nm, relief_nm: as in `Stream`.
         microscope: as in `Microscope`.
 
     Raises:
@@ -193,6 +204,7 @@ def start(
         shape=examples.labels.shape[1:],
         specimens=specimens,
         fresh=fresh,
+        textures=textures,
         thickness_nm=tuple(thickness_nm),
         relief_nm=tuple(relief_nm),
     )

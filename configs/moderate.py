@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
     config.data = data = ConfigDict()
     data.config = "paper"  # configuration of the data set bse_voxels, or a file *.npz in data_dir
     data.also = ()  # more data sets of the same dose and energies, whose splits join the training split
-    data.held_out = ""  # data set that shows an image model its errors; "": the validation split
+    # Data set whose validation split judges the weights, or shows an image model its errors; "": data.config.
+    data.held_out = ""
     data.test_config = ""  # the same for --mode=evaluate, whose split test it takes; "": that of data.config
     data.data_dir = "data"  # folder of the data sets; a missing one is simulated into it
     data.batch_size = 128  # examples per step over all devices [C]; divisible by their number
@@ -33,6 +34,7 @@ def get_config() -> ConfigDict:
     forward.model = ""  # folder of an exported image model; "": the one shipped with the project
     forward.specimens = 8192  # of an epoch
     forward.fresh = 1024  # how many of them the epoch before did not have; 0: always the same
+    forward.textures = 0.0  # share of specimens of no family: waves, sponges, single voxels
     forward.lowest_electrons_per_pixel = 50.0  # the dose of an example is log-uniform from here
     forward.highest_electrons_per_pixel = 1000.0  # to here
     forward.thickness_nm = (20.0, 20.0)  # of the film, vacuum below; the depth of the volume: no film

@@ -13,7 +13,7 @@ def get_config(data_dir):
     """The quickstart configuration, shrunk, on the data set of `write`."""
     config = quickstart.get_config()
     config.data.update(data_dir=str(data_dir), config="small.npz", batch_size=4)
-    config.model.update(width=8, layers=1, refine=0, groups=2)
+    config.model.update(widths=(8, 12), blocks=(1, 1))
     return config
 
 

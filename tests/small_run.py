@@ -55,9 +55,9 @@ def get_config(data_dir):
     from configs import compact
 
     config = compact.get_config()
-    config.data.update(data_dir=str(data_dir), config="small.npz", batch_size=8)
-    config.model.update(width=8, layers=1, refine=0, groups=2, depth=PIXELS)
-    config.optim.warmup_epochs = 1
+    config.data.update(data_dir=str(data_dir), config="small.npz", held_out="", source="counts", batch_size=8)
+    config.model.update(widths=(8, 12), blocks=(1, 1), depth=PIXELS)
+    config.optim.update(name="adamw", warmup_epochs=1)  # compiles in half the time
     config.optim.average_decay = 0.9
     config.phase1.epochs = 4
     config.phase2.epochs = 2

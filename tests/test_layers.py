@@ -60,6 +60,7 @@ PACKAGE_ARROWS = {
     "observe": {"data"},
     "stream": {"data", "forward", "observe", "parallel", "sim"},
     "source": {"data", "stream"},
+    "sweep": {"data", "imageio", "losses", "models", "parallel", "source", "step", "task"},
     "train": {"checkpoint", "data", "log", "losses", "models", "parallel", "source", "step", "task"},
     "reconstruct": {"checkpoint", "imageio", "metrics", "models", "parallel", "report"},
     "evaluate": {
@@ -76,7 +77,10 @@ PACKAGE_ARROWS = {
     },
     "simulate": {"imageio", "sim"},
 }
-ONE_OWNER = {"orbax": {"checkpoint"}, "ml_collections": {"train", "source", "evaluate", "checkpoint"}}
+ONE_OWNER = {
+    "orbax": {"checkpoint"},
+    "ml_collections": {"train", "sweep", "source", "evaluate", "checkpoint"},
+}
 
 
 def imported_names(path: Path) -> set[str]:

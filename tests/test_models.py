@@ -49,9 +49,8 @@ def test_ablations_change_only_their_part(ablation, moderate, small):
 @pytest.mark.parametrize(
     "name, fields, parameters, mega_macs",
     [
-        ("compact", {"width": 64, "layers": 4, "depth_features": 8, "refine": 2}, 355_330, 165.2),
-        ("compact", {"width": 48, "layers": 4, "depth_features": 8, "refine": 1}, 215_066, 93.2),
-        ("compact", {"width": 64, "layers": 4, "refine": 0}, 336_872, 127.7),
+        ("compact", {}, 1_908_104, 157.29),
+        ("compact", {"widths": (32, 64, 96), "blocks": (1, 1, 1)}, 425_416, 39.32),
         ("unet3d", {"base": 32, "levels": 4}, 19_071_394, 7400),
         ("unet3d", {"base": 32, "levels": 3}, 4_584_866, 6450),
         ("unet3d", {"base": 16, "levels": 3}, 1_147_090, 1615),
@@ -67,7 +66,8 @@ def test_compact_and_unet_have_their_stated_size(name, fields, parameters, mega_
     "name, fields",
     [
         ("bsevoxnet", LITE), ("bsevoxnet", LITE | {"sope": False}), ("bsevoxnet", LITE | {"s2": False}),
-        ("compact", {}), ("compact", {"refine": 1}), ("unet3d", {}), ("unet3d", {"energy_maps": 16}),
+        ("compact", {}), ("compact", {"widths": (8,), "blocks": (1,)}),
+        ("unet3d", {}), ("unet3d", {"energy_maps": 16}),
     ],
 )  # fmt: skip
 def test_images_become_a_volume_of_two_logits(name, fields):
@@ -95,6 +95,17 @@ def test_bsevoxnet_passes_through_the_published_grids():
 
     assert [pixels("sope1", "conv1"), pixels("sope1", "conv2"), pixels("sope2")] == [(10, 10), (5, 5), (3, 3)]
     assert [pixels(f"decoder_ffn{k}") for k in range(3)] == [(6, 6), (12, 12), (24, 24)]
+
+
+def test_compact_serves_any_field_as_if_mirrors_continued_it():
+    model = models.build("compact", widths=(6, 8, 8), blocks=(1, 1, 1), depth=4)
+    images = jax.random.normal(jax.random.key(0), (1, 9, 6, 5))
+    variables = model.init(jax.random.key(1), images, train=False)
+    logits = model.apply(variables, images, train=False)
+    continued = jnp.pad(images, ((0, 0), (0, 3), (0, 2), (0, 0)), mode="symmetric")
+    expected = model.apply(variables, continued, train=False)[:, :9, :6]
+    assert logits.shape == (1, 9, 6, 4, 2)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_bsevoxnet_names_the_image_size_it_needs():
@@ -246,7 +257,7 @@ def overfit(model, learning_rate: float, steps: int) -> float:
 
 @pytest.mark.slow
 def test_compact_overfits_eight_specimens():
-    assert overfit(models.build("compact", width=32, layers=2, refine=0), 1e-2, 280) > 0.99
+    assert overfit(models.build("compact", widths=(32, 64), blocks=(1, 1)), 1e-2, 280) > 0.99
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ def best_of(records):
     return min(judged, key=lambda record: record["validation_deviance_per_dof"])
 
 
+@pytest.mark.slow
 def test_image_model_learns_by_the_same_loop(finished):
     deviance = [r["validation_deviance_per_dof"] for r in finished[1] if "validation_loss" in r]
     # One is what is left when only the counts scatter.
@@ -85,6 +86,7 @@ def test_image_model_learns_by_the_same_loop(finished):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_exported_image_model_agrees_with_the_counts_as_the_records_say(finished, folder):
     exported, records = finished
     model, validation = forward.load(exported), examples(7, 1)
@@ -99,6 +101,7 @@ def test_exported_image_model_agrees_with_the_counts_as_the_records_say(finished
     assert (images.errors[seen] > 0).all(), "a finished run calibrates its errors"
 
 
+@pytest.mark.slow
 def test_evaluation_of_an_image_model_says_what_the_records_say(finished, folder, capsys):
     config = get_config(folder)
     config.data.test_config = "boxes.npz"
@@ -113,6 +116,7 @@ def test_evaluation_of_an_image_model_says_what_the_records_say(finished, folder
     assert list(results) == ["train", "validation"]
 
 
+@pytest.mark.slow
 def test_all_splits_of_more_data_sets_join_the_training(finished):
     exported, records = finished
     assert checkpoint.load_export(exported).dataset == "boxes + more"

@@ -262,9 +262,7 @@ def test_misspelt_key_is_refused(folder, tmp_path):
         train.train(config, str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "name", ["lite", "small", "medium", "compact", "compact_forward", "unet3d", "quickstart"]
-)
+@pytest.mark.parametrize("name", ["lite", "small", "medium", "compact", "unet3d", "quickstart"])
 def test_configs_have_the_keys_of_the_complete_one_and_a_network(name):
     config, complete = importlib.import_module(f"configs.{name}").get_config(), moderate.get_config()
     network = models.build(**config.model)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bsevox_jax.models.bsevoxnet import BSEVoxNet
-from bsevox_jax.models.compact import ColumnMixer
+from bsevox_jax.models.compact import ColumnUNet
 from bsevox_jax.models.equivariant import Equivariant
 from bsevox_jax.models.unet3d import UNet3D
 
@@ -22,7 +22,7 @@ def build(name: str, **fields):
     """
     models = {
         "bsevoxnet": BSEVoxNet,
-        "compact": ColumnMixer,
+        "compact": ColumnUNet,
         "unet3d": UNet3D,
         "equivariant": Equivariant,
     }
@@ -42,7 +42,8 @@ def count(model, image_shape=(20, 20, 20)) -> dict[str, int]:
     Nothing is computed or allocated. The operations are those of the plain convolutions and matrix products,
     interpolation included, whatever the backend rewrites them to.
     """
-    model = model.clone(conv_impl="direct")
+    if hasattr(model, "conv_impl"):
+        model = model.clone(conv_impl="direct")
     images = jnp.zeros((1, *image_shape))
     trace = jax.make_jaxpr(
         lambda: model.init_with_output(jax.random.key(0), images, train=False), return_shape=True
