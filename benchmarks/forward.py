@@ -107,9 +107,9 @@ def on_the_fly() -> dict:
 
 
 def _step(config, source):
-    """A function that does one step of the first phase, and waits for it; compiled."""
+    """A function that does one step of the second phase, most of the training, and waits; compiled."""
     network = models.build(**config.model)
-    loss = functools.partial(losses.weighted_cross_entropy, **config.phase1.loss)
+    loss = functools.partial(losses.lovasz, **config.phase2.loss)
     dose = source.validation.electrons_per_pixel
     task = tasks.volumes(loss, source.augment, source.normalisation, dose)
     optim = {name: config.optim[name] for name in ("name", "b1", "b2", "eps", "weight_decay")}
