@@ -130,7 +130,7 @@ def _lovasz_weights(errors, labels, both_classes):
     Labels are 1 for Cu, 0 for not, 2 for voxels that do not exist, which are sorted last. With two classes
     the errors of both are the same numbers, so one sort serves both.
     """
-    order = jnp.argsort(jnp.where(labels == 2, jnp.inf, -errors), axis=1, stable=False)
+    order = _descending(jnp.where(labels == 2, -1.0, jax.nn.relu(errors)))
     labels = jnp.take_along_axis(labels, order, axis=1)
     total, present = 0.0, 0.0
     for c in (1, 0) if both_classes else (1,):
@@ -147,6 +147,23 @@ def _lovasz_weights(errors, labels, both_classes):
     weights = total / jnp.maximum(present, 1)[:, None]
     unsorted = jnp.put_along_axis(jnp.zeros_like(weights), order, weights, axis=1, inplace=False)
     return unsorted, present > 0
+
+
+def _descending(values):
+    """Indices that sort every row of values from -1 `[rows, n]`, the greatest first.
+
+    Short rows are sorted as whole numbers, value above index, which on a CPU is eight times as fast as a
+    sort with a payload. Values that differ by less than a millionth of the greatest may then change places;
+    the loss is continuous, so it does not feel that.
+    """
+    bits = (values.shape[1] - 1).bit_length()
+    if bits > 13:
+        return jnp.argsort(-values, axis=1, stable=False)
+    greatest = values.max(axis=1, keepdims=True)
+    levels = 2 ** min(32 - bits, 23) - 1  # which float32 still counts one by one
+    rank = ((greatest - values) * (levels / jnp.maximum(greatest + 1, 1))).astype(jnp.uint32)
+    keys = (rank << bits) | jnp.arange(values.shape[1], dtype=jnp.uint32)
+    return (jnp.sort(keys, axis=1) & (2**bits - 1)).astype(jnp.int32)
 
 
 def _valid(mask, shape):
