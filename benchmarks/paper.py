@@ -46,6 +46,7 @@ VALIDATION = 200  # specimens
 ELECTRONS_PER_PIXEL = 1000
 ROWS = 200  # specimens imaged at once
 SEED = 0
+CURVE = ("step", "phase", "epoch", "train_loss", "validation_loss", "validation_iou_cu_mean")
 
 
 def specimens() -> str:
@@ -92,13 +93,11 @@ def trained(config: ml_collections.ConfigDict, workdir: Path, deadline: float) -
         alarm.cancel()
 
 
-def rates(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def rates(workdir: Path, macs: int) -> dict:
     """Specimens per second in training and inference, and the share of the matrix rate in training."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     seconds = [r["seconds"] for r in records if "validation_loss" not in r]  # of epochs and nothing else
     per_second = FLAGS.specimens / float(np.median(seconds or [r["seconds"] for r in records]))
-    fields = {name: value for name, value in config.model.items() if name != "dtype"}
-    macs = models.count(models.build(**fields))["macs"]
     export = checkpoint.load_export(str(workdir / "export"))
     test = data.load("data", "standard-test")["test"]
     durations = []
@@ -112,9 +111,6 @@ def rates(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         "volumes_per_second_with_transfer": len(test) / min(durations),
         "curve": [{k: r[k] for k in r if k in CURVE} for r in records if "validation_loss" in r],
     }
-
-
-CURVE = ("step", "phase", "epoch", "train_loss", "validation_loss", "validation_iou_cu_mean")
 
 
 def matrix_rate() -> float:
@@ -136,12 +132,11 @@ def matrix_rate() -> float:
 def row(name: str) -> dict:
     """What the network scored and how fast it was; Table 2 of the paper beside it."""
     workdir = Path(FLAGS.folder) / name
-    config = recipe(name)
-    result = json.loads((workdir / "metrics.json").read_text()) | rates(config, workdir)
-    fields = {key: value for key, value in config.model.items() if key not in ("name", "dtype", "conv_impl")}
-    result |= models.count(models.build(config.model.name, **fields))
-    if config.model.name == "bsevoxnet":
-        result["thop"] = bsevoxnet.operations(fields["widths"], fields["blocks"])["thop"]
+    model = CONFIGS[name].get_config().model
+    counted = models.count(models.build(**model))
+    result = json.loads((workdir / "metrics.json").read_text()) | counted | rates(workdir, counted["macs"])
+    if model.name == "bsevoxnet":
+        result["thop"] = bsevoxnet.operations(model.widths, model.blocks)["thop"]
         result["iou_of_the_paper"] = IOU_OF_THE_PAPER[name]
     return result
 

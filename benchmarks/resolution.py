@@ -1,6 +1,6 @@
 """What a network resolves, in nanometres: gratings, gaps, thin layers, borders; against dose and instrument.
 
-    python -m benchmarks.resolution --workdir=runs/compact      # a quarter of an hour on two slow cores
+    python -m benchmarks.resolution --workdir=runs/compact      # most of the time simulates the structures
 
 The structures are simulated once at the dose of `standard-test`. Doses up to that one are the test set with
 electrons left out; higher ones, and the errors of instruments, are made by the image model, whose own row at

@@ -159,17 +159,16 @@ def _task(config, source, phase: int, lam) -> tasks.Task:
 def _scorer(config, source, network) -> Callable[[dict], list[float]]:
     """A function from the weights of points to their scores."""
     task = _task(config, source, 1, config.phase1.loss.lam)
-    mapped = parallel.map_evaluation(jax.vmap(steps.make_evaluation(network, task), (0, None)))
+    evaluate = parallel.map_evaluation(steps.make_evaluation(network, task))
     rows = parallel.local_rows(config.data.batch_size)
 
     def score(weights: dict) -> list[float]:
-        held = parallel.replicate(weights)
-        batches = data.epoch_batches(source.validation, config.data.batch_size, rows=rows)
-        outputs = [parallel.unreplicate(mapped(held, parallel.shard(batch))) for batch in batches]
-        sums = {k: np.concatenate([o[k] for o in outputs], axis=1) for k in outputs[0] if k != "loss"}
-        masks = sums.pop("mask")
-        each = [{name: array[point] for name, array in sums.items()} for point in range(len(masks))]
-        return [task.summarise(of, mask)[task.merit] for of, mask in zip(each, masks, strict=True)]
+        scores = []
+        for point in range(len(jax.tree.leaves(weights)[0])):
+            of_point = parallel.replicate(jax.tree.map(lambda leaf, k=point: leaf[k], weights))
+            batches = data.epoch_batches(source.validation, config.data.batch_size, rows=rows)
+            scores.append(steps.measure(evaluate, task, of_point, batches)[task.merit])
+        return scores
 
     return score
 
