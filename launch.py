@@ -4,6 +4,8 @@ python launch.py --config=configs/quickstart.py --workdir=runs/demo
 python launch.py --config=configs/quickstart.py --workdir=runs/demo --mode=evaluate
 python launch.py --mode=simulate --input=nanocube:2 --electrons_per_pixel=24 --output=runs/cube
 python launch.py --mode=simulate --config=configs/quickstart.py     # its data set, without training
+python launch.py --config=configs/compact.py --mode=evaluate        # the shipped network
+python launch.py --mode=reconstruct --input=runs/cube/stack.tif --output=runs/cube     # by the same
 python launch.py --mode=reconstruct --input=runs/cube/stack.tif --checkpoint=runs/demo/export \
     --output=runs/cube
 python launch.py --mode=plan --input=box:6:4 --precision_nm=1 --output=runs/plan    # energies and dose
@@ -69,19 +71,21 @@ def plan(options) -> None:
 
 MODES = {  # and the flags they need
     "train": (train, ("config", "workdir")),
-    "evaluate": (evaluate, ("config", "workdir")),
-    "reconstruct": (reconstruct, ("input", "checkpoint", "output")),
+    "evaluate": (evaluate, ("config",)),  # without a workdir the shipped network
+    "reconstruct": (reconstruct, ("input", "output")),
     "simulate": (simulate, ()),  # a specimen, or the data set of a configuration
     "plan": (plan, ("input", "output")),
 }
 
 
 FLAGS = (  # name, kind, default, help
-    ("workdir", flags.DEFINE_string, None, "Train, evaluate: folder of the run."),
+    ("workdir", flags.DEFINE_string, None, "Train, evaluate: folder of the run. Evaluate without: the "
+     "network that is shipped."),
     ("input", flags.DEFINE_string, None, "Reconstruct: stack .npz, .npy or .tif. Simulate: .npy, .npz, "
      "or a phantom nanocube:<position>, nanowire:<radius_nm>[:<axis>], random:<seed>. "
      "Plan: box:<size_nm>:<depth_nm>."),
-    ("checkpoint", flags.DEFINE_string, None, "Reconstruct: exported network, <workdir>/export."),
+    ("checkpoint", flags.DEFINE_string, None, "Reconstruct: exported network, <workdir>/export; default: the "
+     "shipped compact."),
     ("output", flags.DEFINE_string, None, "Reconstruct, simulate, plan: folder of the results."),
     ("precision_nm", flags.DEFINE_float, 1.0, "Plan: wanted standard error of position, depth and size."),
     ("beam_energies_kev", flags.DEFINE_list, None, "Reconstruct, simulate: ascending, as 0.5,1,1.5."),

@@ -26,6 +26,7 @@ import bsevox_jax
 from bsevox_jax import parallel
 from bsevox_jax.data import Examples, Normalisation
 
+SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shipped")  # exports by name
 OVERHEAD = 4096  # bytes on disk per leaf, for its metadata and unfilled blocks
 
 
@@ -97,17 +98,7 @@ class Store:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
             restored = self._manager.restore(self.step, args=args)
             _verify(restored.state, restored.meta["sha256"])
-        expected = _named_leaves(like)
-        for name in sorted(expected.keys() | restored.state.keys()):
-            got, want = (np.shape(t[name]) if name in t else "nothing" for t in (restored.state, expected))
-            if got != want:
-                raise ValueError(
-                    f"the checkpoint must fit the configuration; got {got} for {name} in {self.path}, where "
-                    f"{want} is configured. Use the configuration of that run, or another workdir."
-                )
-        return jax.tree.unflatten(
-            jax.tree.structure(like), [restored.state[name] for name in expected]
-        ), restored.meta
+        return _as(like, restored.state, self.path, "another workdir"), restored.meta
 
     def close(self) -> None:
         """Waits for the last save and ends the threads."""
@@ -141,6 +132,30 @@ class Export:
     dataset: str
     version: str
     sha256: str
+
+    @property
+    def doses(self) -> tuple[float, float]:
+        """Lowest and highest electrons per pixel of the training images."""
+        settings = self.config["data"]
+        if settings["source"] == "forward":
+            return settings["forward"]["lowest_electrons_per_pixel"], self.electrons_per_pixel
+        return settings["lowest_dose_fraction"] * self.electrons_per_pixel, self.electrons_per_pixel
+
+
+def shipped(name: str) -> str:
+    """The folder of the export of a network that comes with the project.
+
+    Raises:
+        ValueError: none comes of this name.
+    """
+    path = os.path.join(SHIPPED, name)
+    if not os.path.exists(os.path.join(path, "config.json")):
+        known = sorted(os.path.basename(os.path.dirname(f)) for f in glob.glob(f"{SHIPPED}/*/config.json"))
+        raise ValueError(
+            f"without a workdir the network must be shipped, one of {', '.join(known)}; got {name}. Train "
+            "it, and give --workdir."
+        )
+    return path
 
 
 def export(path: str, weights: dict, config: dict, normalisation: Normalisation, examples: Examples) -> None:
@@ -218,6 +233,29 @@ def load_export(path: str) -> Export:
             version=about["version"],
             sha256=about["sha256"],
         )
+
+
+def load_weights(path: str, like: Any) -> Any:
+    """The weights of an exported network, in the structure of `like`.
+
+    Raises:
+        FileNotFoundError, OSError: as of `load_export`.
+        ValueError: they are those of another network.
+    """
+    return _as(like, _named_leaves(load_export(path).weights), path, "another start_from")
+
+
+def _as(like: Any, leaves: dict[str, np.ndarray], path: str, remedy: str) -> Any:
+    """Leaves by name in the structure of `like`; raises ValueError, in one line, if they do not fit."""
+    expected = _named_leaves(like)
+    for name in sorted(expected.keys() | leaves.keys()):
+        got, want = (np.shape(tree[name]) if name in tree else "nothing" for tree in (leaves, expected))
+        if got != want:
+            raise ValueError(
+                f"the checkpoint must fit the configuration; got {got} for {name} in {path}, where {want} is "
+                f"configured. Use the configuration of that run, or {remedy}."
+            )
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in expected])
 
 
 def _named_leaves(tree: Any) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from bsevox_jax.examples import save_npz as save_npz
 
 COPPER_LABEL = 2  # vacuum 0, Si 1, Cu 2: the order of the data set's materials
 SYMMETRIES = 8  # of the square: four rotations, each with and without a mirror
+INVERSE = (0, 1, 2, 3, 4, 6, 5, 7)  # of each by its index in `transform`; only quarter turns differ
 
 
 @jax.tree_util.register_dataclass
@@ -106,6 +107,9 @@ def join(examples: Examples, others: list[Examples]) -> Examples:
         examples,
         counts=np.concatenate([e.counts for e in together]),
         labels=np.concatenate([e.labels for e in together]),
+        families=None
+        if any(e.families is None for e in together)
+        else sum((e.families for e in together), ()),
         name=" + ".join(dict.fromkeys(e.name for e in together)),
     )
 
@@ -135,7 +139,9 @@ def _load_shipped(config_name: str) -> dict[str, Examples] | None:
     dose, energies_kev = shipped.config.electrons_per_pixel, shipped.config.beam_energies_kev
     name = f"{tfds_bse.sets.NAME}/{config_name}/{tfds_bse.sets.VERSION}"
     return {
-        split: Examples(arrays["counts"], arrays["labels"], dose, energies_kev, name)
+        split: Examples(
+            arrays["counts"], arrays["labels"], dose, energies_kev, name, _family_names(arrays["family"])
+        )
         for split, arrays in shipped.splits.items()
     }
 
@@ -150,8 +156,15 @@ def _load_tfds(folder: str) -> dict[str, Examples]:
     for split in builder.info.splits:
         rows = list(builder.as_data_source(split))
         counts, labels = (np.stack([row[kind] for row in rows]) for kind in ("counts", "labels"))
-        splits[split] = Examples(counts, labels, dose, energies_kev, builder.info.full_name)
+        families = _family_names(row["family"] for row in rows)
+        splits[split] = Examples(counts, labels, dose, energies_kev, builder.info.full_name, families)
     return splits
+
+
+def _family_names(indices) -> tuple[str, ...]:
+    from tfds_bse import sets
+
+    return tuple(sets.FAMILIES[index] for index in indices)
 
 
 def epoch_batches(

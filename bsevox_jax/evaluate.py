@@ -25,31 +25,35 @@ SPLIT_OF = {  # series -> split of a data set that has the structures, and the p
 }
 FIRST_STRUCTURE = 300_000_000  # number of the first one; no random specimen shares its noise
 SEED = 0  # of the simulated structures, the same for all networks
+SINGLE_BODIES = ("box", "cylinder", "sphere", "core-shell wire")  # families of one Cu body each
 
 
-def evaluate(config: ConfigDict, workdir: str) -> dict:
-    """Measures the exported network of a run; writes `metrics.json` and `picture.png`, and prints a table.
+def evaluate(config: ConfigDict, workdir: str | None = None) -> dict:
+    """Measures an exported network; writes `metrics.json` and `picture.png`, and prints a table.
 
     For the task `images` see `evaluate_images`. Else the test split is that of `data.test_config`. The
     structures are those of the same data set, or else are simulated once at its dose and energies.
 
     Args:
         config: as for training; its data sets may be others with the same energies.
-        workdir: folder of the run.
+        workdir: folder of the run; None takes the shipped network of the name, and writes below
+            runs/shipped.
 
     Returns:
-        What `metrics.json` holds: `metrics.summarise` of the test split and its IoU by depth, the IoU of Cu
-        of each structure and of each shape out of the families, if the data set has them, and what they were
-        measured with.
+        What `metrics.json` holds: `metrics.summarise` of the test split, its IoU by depth and, where families
+        are known, by family and over all specimens of `SINGLE_BODIES`; the IoU of Cu of each structure and of
+        each shape out of the families, if the data set has them, and what they were measured with.
 
     Raises:
         FileNotFoundError, OSError: network or data set missing or damaged, or the disk is full.
-        ValueError: the data set does not fit the network; one line.
+        ValueError: the data set does not fit the network, or none is shipped; one line.
     """
-    workdir = os.path.abspath(os.path.expanduser(workdir))
+    name = "forward" if config.task == "images" else config.model.name
+    folder = checkpoint.shipped(name) if workdir is None else os.path.join(workdir, "export")
+    workdir = os.path.abspath(os.path.expanduser(workdir or os.path.join("runs", "shipped", name)))
     if config.task == "images":
-        return evaluate_images(config, workdir)
-    export = checkpoint.load_export(os.path.join(workdir, "export"))
+        return evaluate_images(config, workdir, folder)
+    export = checkpoint.load_export(folder)
     name = config.data.test_config or config.data.config
     splits = data.load(config.data.data_dir, name, needs=("test",), **config.simulator)
     test = splits["test"]
@@ -57,6 +61,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     probability = cu_probability(export, test.counts, test.electrons_per_pixel)
     results = metrics.summarise(metrics.sample_sums(probability, data.copper(test.labels)))
     results["iou_by_depth"] = metrics.iou_by_depth(probability, data.copper(test.labels)).tolist()
+    results |= iou_by_family(probability, test)
     results |= _structure_iou(config, splits, export)
     results |= _circumstances(test, export)
     if parallel.is_main_process():
@@ -66,13 +71,13 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     return results
 
 
-def evaluate_images(config: ConfigDict, workdir: str) -> dict:
-    """Measures an exported image model; writes `metrics.json`, and prints chi^2 per energy.
+def evaluate_images(config: ConfigDict, workdir: str, folder: str) -> dict:
+    """Measures the image model of a folder; writes `metrics.json`, and prints chi^2 per energy.
 
     Returns:
         Split of `data.test_config` -> `metrics.agreement`, as lists.
     """
-    model = forward.load(os.path.join(workdir, "export"))
+    model = forward.load(folder)
     name = config.data.test_config or config.data.config
     results = {}
     for split, examples in data.load(config.data.data_dir, name, **config.simulator).items():
@@ -133,6 +138,16 @@ def iou_cu(probability: np.ndarray, labels: np.ndarray) -> list[float]:
     return [metrics.summarise(sample)["iou_cu_mean"] for sample in one]
 
 
+def iou_by_family(probability: np.ndarray, examples: data.Examples) -> dict:
+    """`iou_by_family`, means of the specimens of each, and `iou_single_body`; empty without families."""
+    if examples.families is None:
+        return {}
+    iou, families = np.array(iou_cu(probability, examples.labels)), np.array(examples.families)
+    mean = {str(family): float(iou[families == family].mean()) for family in np.unique(families)}
+    single = np.isin(families, SINGLE_BODIES)
+    return {"iou_by_family": mean} | ({"iou_single_body": float(iou[single].mean())} if single.any() else {})
+
+
 def table(results: dict) -> str:
     """The results as text."""
     lines = [
@@ -141,6 +156,11 @@ def table(results: dict) -> str:
         f"  IoU(Cu) mean {results['iou_cu_mean']:.3f}   pooled {results['iou_cu_pooled']:.3f}   "
         f"MRE {100 * results['mre']:.1f} %",
     ]
+    if "iou_by_family" in results:
+        of_family = [f"{name} {iou:.3f}" for name, iou in results["iou_by_family"].items()]
+        lines += [f"  {'   '.join(of_family[k : k + 5])}" for k in range(0, len(of_family), 5)]
+    if "iou_single_body" in results:
+        lines.append(f"  one box, cylinder, sphere or wire: {results['iou_single_body']:.3f}")
     of_depth = results["iou_by_depth"]
     planes = range(0, len(of_depth), max(1, len(of_depth) // 5))
     lines.append(f"  {'plane, nm below the top':<33}" + "".join(f"{z + 1:>7}" for z in planes))
@@ -163,7 +183,8 @@ def _circumstances(test: data.Examples, export: checkpoint.Export) -> dict:
         "data_set": test.name,
         "test_specimens": len(test),
         "electrons_per_pixel": test.electrons_per_pixel,
-        "dose": {"train": export.electrons_per_pixel, "test": test.electrons_per_pixel},
+        "dose": {"train": list(export.doses), "test": test.electrons_per_pixel},
+        "checkpoint_sha256": export.sha256,
         "structures_seed": SEED,
         "seed": export.config["seed"],
         "model": export.config["model"]["name"],

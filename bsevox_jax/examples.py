@@ -18,6 +18,7 @@ class Examples:
         electrons_per_pixel: dose, incident electrons per pixel and energy.
         beam_energies_kev: [e] ascending.
         name: of the data set and its configuration.
+        families: [n] name of the family of each specimen, where the data set knows them.
     """
 
     counts: np.ndarray
@@ -25,6 +26,7 @@ class Examples:
     electrons_per_pixel: int
     beam_energies_kev: tuple[float, ...]
     name: str
+    families: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.counts.ndim != 4 or self.counts.shape[-1] != len(self.beam_energies_kev):
@@ -36,6 +38,11 @@ class Examples:
             raise ValueError(
                 "labels must be [n, y, x, z] over the pixels of the counts; "
                 f"got {self.labels.shape} and {self.counts.shape}. Rebuild the data set."
+            )
+        if self.families is not None and len(self.families) != len(self.counts):
+            raise ValueError(
+                f"families must name each of the {len(self.counts)} specimens; got {len(self.families)}. "
+                "Rebuild the data set."
             )
 
     @property
@@ -56,7 +63,10 @@ def save_npz(path: str, splits: dict[str, Examples]) -> None:
     """Writes splits to one file, so that a machine without tensorflow-datasets can train."""
     first = next(iter(splits.values()))
     arrays = {
-        f"{split}_{kind}": getattr(s, kind) for split, s in splits.items() for kind in ("counts", "labels")
+        f"{split}_{kind}": getattr(s, kind)
+        for split, s in splits.items()
+        for kind in ("counts", "labels", "families")
+        if getattr(s, kind) is not None
     }
     with imageio.whole_files(os.path.dirname(path)) as folder:
         with open(os.path.join(folder, os.path.basename(path)), "wb") as file:
@@ -85,10 +95,11 @@ def load_npz(path: str) -> dict[str, Examples]:
                 "name": str(file["name"]),
             }
             names = [name.removesuffix("_counts") for name in file if name.endswith("_counts")]
-            arrays = {s: (file[f"{s}_counts"], file[f"{s}_labels"]) for s in names}
+            arrays = {s: {"counts": file[f"{s}_counts"], "labels": file[f"{s}_labels"]} for s in names}
+            families = {s: tuple(file[f"{s}_families"].tolist()) for s in names if f"{s}_families" in file}
     except Exception as error:  # a damaged archive may raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise OSError(
             f"the data set must be whole; got {reason!r} in {path}. Restore a copy or write it anew."
         ) from error
-    return {s: Examples(*pair, **about) for s, pair in arrays.items()}
+    return {s: Examples(**arrays[s], **about, families=families.get(s)) for s in names}

@@ -18,7 +18,7 @@ from bsevox_jax import checkpoint, models
 from bsevox_jax.examples import Examples
 from bsevox_jax.sim.specimen import SIDE_WALLS
 
-SHIPPED = os.path.join(os.path.dirname(__file__), "shipped", "forward")
+SHIPPED = os.path.join(checkpoint.SHIPPED, "forward")
 ROWS = 16  # volumes at a time
 # Softplus of it is 0.1, about what is found: freed electrons that come in pairs add a tenth to the variance.
 EXCESS_OFFSET = -2.25

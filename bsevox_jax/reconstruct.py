@@ -16,7 +16,7 @@ ROWS_PER_DEVICE = 8
 
 def reconstruct(
     stack_path: str,
-    export_path: str,
+    export_path: str | None,
     output_dir: str,
     *,
     beam_energies_kev: Sequence[float] | None = None,
@@ -26,7 +26,7 @@ def reconstruct(
 
     Args:
         stack_path: see `imageio.read_stack`.
-        export_path: folder of an exported network.
+        export_path: folder of an exported network; None: `compact` as shipped.
         output_dir: folder of the results.
         beam_energies_kev, electrons_per_pixel: of the stack, where the file does not tell.
 
@@ -40,7 +40,7 @@ def reconstruct(
     stack = imageio.read_stack(
         stack_path, beam_energies_kev=beam_energies_kev, electrons_per_pixel=electrons_per_pixel
     )
-    export = checkpoint.load_export(export_path)
+    export = checkpoint.load_export(export_path or checkpoint.shipped("compact"))
     check_fits(stack, export)
     probability = cu_probability(export, stack.counts[None], stack.electrons_per_pixel)[0]
     about = {"checkpoint_sha256": export.sha256, "assumptions": assumptions(stack, export)}
@@ -58,10 +58,10 @@ def reconstruct(
 def check_fits(stack: imageio.Stack, export: checkpoint.Export) -> None:
     """Raises ValueError, in one line, unless the network was trained on such stacks."""
     check_energies(stack.beam_energies_kev, export)
-    if stack.counts.shape[:2] != export.field:
+    if stack.counts.shape[:2] != export.field and export.config["model"]["name"] not in models.ANY_FIELD:
         raise ValueError(
             f"the field of view must be that of the network, {export.field} pixels (y, x) of "
-            f"{VOXEL_NM:g} nm; got {stack.counts.shape[:2]}. Crop or rescale the images."
+            f"{VOXEL_NM:g} nm; got {stack.counts.shape[:2]}. Crop or rescale the images, or use compact."
         )
 
 
@@ -88,10 +88,14 @@ def assumptions(stack: imageio.Stack, export: checkpoint.Export) -> list[str]:
         f"the specimen is like those of {export.dataset}: Cu in Si under vacuum",
         "the probability is the network's own and has not been calibrated",
     ]
-    if stack.electrons_per_pixel != export.electrons_per_pixel:
+    if stack.counts.shape[:2] != export.field:
+        lines.append("beyond the border of the images lies their mirror image")
+    low, high = export.doses
+    if not low <= stack.electrons_per_pixel <= high:
+        trained = f"{high:g}" if low == high else f"{low:g} to {high:g}"
         lines.append(
             f"the dose, {stack.electrons_per_pixel} electrons per pixel, is not that of training, "
-            f"{export.electrons_per_pixel}: noise and errors differ"
+            f"{trained}: noise and errors differ"
         )
     return lines
 

@@ -131,6 +131,9 @@ def _start(run: Run, input_shape: tuple[int, ...]) -> tuple[TrainState, Progress
     config = run.config
     optimiser, _ = _optimiser(run, 1)
     state = steps.init_state(run.network, optimiser, input_shape, config.seed)
+    if config.start_from:
+        weights = checkpoint.load_weights(config.start_from, like=state.weights)
+        state = steps.begin(weights["params"], weights["batch_stats"], optimiser, state.step)
     progress = Progress()
     if run.latest.step is not None:
         state, meta = run.latest.restore(state)
@@ -140,6 +143,8 @@ def _start(run: Run, input_shape: tuple[int, ...]) -> tuple[TrainState, Progress
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     run.log.text(f"bsevox_jax {bsevox_jax.__version__}, {config.model.name} with {parameters:,} parameters")
     run.log.text(run.source.about)
+    if config.start_from:
+        run.log.text(f"began with the weights of {config.start_from}")
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     run.log.text(f"{devices}, seed {config.seed}, from step {int(state.step)}")
     return state, progress

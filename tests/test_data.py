@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import jax
@@ -14,11 +15,6 @@ def splits(tmp_path_factory):
     return small_run.write_data(tmp_path_factory.mktemp("data"))
 
 
-def inverse_symmetry(index: int) -> int:
-    """The index of the symmetry that undoes `index`: after a swap, the mirrors of y and x change places."""
-    return index & 4 | (index & 1) << 1 | (index & 2) >> 1 if index & 4 else index
-
-
 def test_symmetries_form_the_group_of_the_square():
     array = np.arange(4 * 4 * 3).reshape(4, 4, 3)
     images = [np.asarray(data.transform(array, k)) for k in range(data.SYMMETRIES)]
@@ -26,7 +22,7 @@ def test_symmetries_form_the_group_of_the_square():
     products = [data.transform(data.transform(array, a), b) for a, b in itertools.product(range(8), repeat=2)]
     assert {np.asarray(p).tobytes() for p in products} == {image.tobytes() for image in images}
     for k in range(8):
-        np.testing.assert_array_equal(data.transform(images[k], inverse_symmetry(k)), array)
+        np.testing.assert_array_equal(data.transform(images[k], data.INVERSE[k]), array)
 
 
 def test_column_of_voxels_stays_under_its_pixel():
@@ -119,6 +115,7 @@ def test_batch_larger_than_the_split_is_padded(splits):
 
 
 def test_npz_returns_what_was_saved(splits, tmp_path):
+    splits = splits | {"test": dataclasses.replace(splits["test"], families=("box", "ball", "box", "wire"))}
     data.save_npz(str(tmp_path / "set.npz"), splits)
     loaded = data.load(str(tmp_path), "set.npz")
     assert loaded.keys() == splits.keys()
@@ -127,6 +124,7 @@ def test_npz_returns_what_was_saved(splits, tmp_path):
         np.testing.assert_array_equal(loaded[split].labels, examples.labels)
         assert loaded[split].counts.dtype == np.uint16
         assert loaded[split].beam_energies_kev == examples.beam_energies_kev
+        assert loaded[split].families == examples.families
         assert (loaded[split].electrons_per_pixel, loaded[split].name) == (small_run.DOSE, "small")
 
 

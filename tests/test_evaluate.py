@@ -6,9 +6,10 @@ import pytest
 import small_export
 
 from bsevox_jax import checkpoint, data, sim
-from bsevox_jax.evaluate import evaluate, iou_cu
+from bsevox_jax.evaluate import evaluate, iou_by_family, iou_cu
 from bsevox_jax.reconstruct import cu_probability
 from bsevox_jax.sim import shapes
+from configs import moderate
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def test_metrics_file_holds_what_was_returned(evaluated):
         "nanowire_lying": ["2", "4", "6", "8", "10"],
     }
     assert results["test_specimens"] == 7 and results["electrons_per_pixel"] == small_export.DOSE
-    assert results["dose"] == {"train": small_export.DOSE, "test": small_export.DOSE}
-    assert "out_of_family" not in results
+    assert results["dose"] == {"train": [small_export.DOSE, small_export.DOSE], "test": small_export.DOSE}
+    assert "out_of_family" not in results and "iou_by_family" not in results
     assert results["data_set"] == "boxes" and results["device"].startswith("4 x ")
 
 
@@ -111,7 +112,7 @@ def tested_elsewhere(evaluated, tmp_path_factory):
 def test_structures_of_the_test_set_are_taken_at_its_dose(evaluated, tested_elsewhere):
     folder, (data_dir, splits, results) = evaluated[0], tested_elsewhere
     assert [path.name for path in data_dir.iterdir()] == ["test.npz"], "nothing was simulated"
-    assert results["dose"] == {"train": small_export.DOSE, "test": 40}
+    assert results["dose"]["test"] == 40
     assert results["test_specimens"] == 3 and results["data_set"] == "elsewhere"
     export = checkpoint.load_export(str(folder / "run" / "export"))
     for series, split, first in (
@@ -137,6 +138,27 @@ def test_perfect_probabilities_have_iou_one():
     labels = np.stack([np.asarray(sim.phantoms.nanocube(p)) for p in (1, 2)])
     assert iou_cu((labels == 2).astype(np.float32), labels) == [1.0, 1.0]
     assert iou_cu((labels[::-1] == 2).astype(np.float32), labels) == [0.0, 0.0]
+
+
+def test_iou_by_family_is_the_mean_of_its_specimens():
+    labels = np.stack([np.asarray(sim.phantoms.nanocube(p)) for p in (1, 2, 3, 4)])
+    found = (labels == 2).astype(np.float32)
+    found[1] = found[0]  # nothing of the cube is found
+    found[2, :, :, 12:] = 0  # two of the five planes of voxels are found
+    about = (np.ones(labels.shape, int), labels, 1, sim.PAPER_ENERGIES_KEV, "cubes")
+    examples = data.Examples(*about, families=("box", "box", "core-shell wire", "grating"))
+    by_family = iou_by_family(found, examples)
+    assert by_family["iou_by_family"] == pytest.approx({"box": 0.5, "core-shell wire": 0.4, "grating": 1})
+    assert by_family["iou_single_body"] == pytest.approx((1 + 0 + 0.4) / 3)
+    with pytest.raises(ValueError, match="families must name each of the 4 specimens; got 2"):
+        data.Examples(*about, families=("box", "box"))
+
+
+def test_network_that_is_not_shipped_is_refused_without_a_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must be shipped, one of .*compact.*; got bsevoxnet"):
+        evaluate(moderate.get_config())
+    assert os.listdir(tmp_path) == []
 
 
 def test_data_set_of_other_energies_is_refused(evaluated, tmp_path):

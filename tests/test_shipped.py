@@ -62,7 +62,7 @@ def test_loading_reads_the_shipped_file_and_gives_what_tfds_gives(config, tmp_pa
             ours, theirs = getattr(examples, name), getattr(packed[split], name)
             np.testing.assert_array_equal(ours, theirs)
             assert ours.dtype == theirs.dtype
-        for name in ("electrons_per_pixel", "beam_energies_kev", "name"):
+        for name in ("electrons_per_pixel", "beam_energies_kev", "name", "families"):
             assert getattr(examples, name) == getattr(packed[split], name)
 
 

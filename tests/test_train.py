@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import small_run
@@ -80,6 +81,29 @@ def test_finished_run_started_again_trains_no_further(finished, folder):
     workdir, returned, records = finished
     assert train.train(small_run.get_config(folder), workdir) == returned
     assert leaves_of_latest(workdir)[0] == records[-1]["step"]
+
+
+def test_training_may_begin_with_the_weights_of_an_export(finished, folder, tmp_path, capsys):
+    config = small_run.get_config(folder)
+    config.start_from = finished[1]
+    config.phase1.epochs, config.phase2.epochs = 0, 2
+    config.phase2.learning_rate = config.phase2.final_learning_rate = 0.0
+    config.optim.weight_decay = 0.0
+    given, kept = (
+        checkpoint.load_export(p).weights for p in (finished[1], train.train(config, str(tmp_path)))
+    )
+    for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(kept), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert f"began with the weights of {finished[1]}" in capsys.readouterr().out
+
+
+def test_weights_of_another_network_are_refused_as_a_start(finished, folder, tmp_path):
+    config = small_run.get_config(folder)
+    config.start_from = finished[1]
+    config.model.widths = (8, 16)
+    with pytest.raises(ValueError, match="must fit the configuration; got .* or another start_from") as error:
+        train.train(config, str(tmp_path / "run"))
+    assert "\n" not in str(error.value)
 
 
 LONG = ["--phase1.epochs=60", "--phase2.epochs=30"]

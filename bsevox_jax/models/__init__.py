@@ -13,6 +13,8 @@ from bsevox_jax.models.compact import ColumnUNet
 from bsevox_jax.models.equivariant import Equivariant
 from bsevox_jax.models.unet3d import UNet3D
 
+ANY_FIELD = ("compact",)  # networks that serve fields of other sizes than they were trained on
+
 
 def build(name: str, **fields):
     """The network `name` with the given hyper-parameters, the fields of its class.

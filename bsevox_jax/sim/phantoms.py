@@ -110,16 +110,20 @@ def random_specimen_with_family(key: jax.Array, shape: Shape = SHAPE) -> tuple[j
 
     def draw_again(state):
         draws = state[0]
-        u = jax.random.uniform(jax.random.fold_in(key, draws + 1), (MAX_BODIES, 9))
-        return draws + 1, _draw(u, family, shape)
+        return draws + 1, specimen_of(uniform_numbers(key, draws), family, shape)
 
     _, labels = jax.lax.while_loop(outside_limits, draw_again, (0, jnp.full(shape, SILICON, jnp.uint8)))
     failed = outside_limits((0, labels))  # never in practice; it makes the limits a promise
     return jnp.where(failed, _middle_box(shape), labels), jnp.where(failed, 0, family)
 
 
-def _draw(u, family, shape):
-    """One specimen of the given family, whatever its Cu fraction."""
+def uniform_numbers(key: jax.Array, draw: jax.Array | int) -> jax.Array:
+    """The numbers [MAX_BODIES, 9], from 0 to 1, that a draw (from 0) for a key makes a specimen of."""
+    return jax.random.uniform(jax.random.fold_in(key, draw + 1), (MAX_BODIES, 9))
+
+
+def specimen_of(u: jax.Array, family: jax.Array | int, shape: Shape = SHAPE) -> jax.Array:
+    """The specimen, labels uint8 [y, x, z], of such numbers in a family, whatever its Cu fraction."""
     box_nm = jnp.asarray(shape, jnp.float32)
     *painted, blobs = FAMILIES  # the last one is a field, not a list of bodies
     draws = [lambda u, f=f: _padded(f.draw(u, box_nm, **f.ranges)) for f in painted]

@@ -1,0 +1,186 @@
+"""What each choice of the recipe is worth: short trainings of a small network, each with one choice undone.
+
+    python -m benchmarks.ablation                          # four minutes per training on two slow cores
+    python -m benchmarks.ablation --of=paper               # the parts of the paper's network, shrunk
+
+The network, the number of examples and the test are the same for all; what stands in a row is the change in
+the IoU of the same specimens of `standard-test`, with the standard error of its mean. The choices were made
+on validation specimens before. Writes `ablation_<of>.json` into the folder; a network that is there is not
+trained again.
+"""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from benchmarks.bound import best_volume
+from benchmarks.roofline import processor
+from bsevox_jax import checkpoint, data
+from bsevox_jax.evaluate import SINGLE_BODIES, iou_cu
+from bsevox_jax.reconstruct import cu_probability
+from bsevox_jax.sim.files import whole_file
+from bsevox_jax.train import train
+from configs import compact, lite, quickstart
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("folder", "runs/ablation", "of the networks and the results")
+flags.DEFINE_enum("of", "recipe", ["recipe", "paper"], "what is taken apart")
+flags.DEFINE_integer("epochs", 15, "of each training, with 1,600 specimens each")
+flags.DEFINE_integer("seed", 0, "of the trainings")
+
+RECIPE = {  # name -> keys that undo one choice
+    "as it is": {},
+    "no average of the weights": {"optim.average_decay": 0.0},
+    "no symmetries": {"data.symmetries": False},
+    "cross-entropy alone": {
+        "phase1.epochs": "all",
+        "phase1.final_learning_rate": 5e-5,
+        "phase2.epochs": 0,
+    },
+    "cross-entropy with the paper's weights": {"phase1.loss.lam": 1 / 12},
+    "Lovasz loss over the batch": {"phase2.loss.per_sample": False, "phase2.loss.classes": "present"},
+    "AdamW": {
+        "optim.name": "adamw",
+        "phase1.learning_rate": 1e-3,
+        "phase2.learning_rate": 1e-3,
+        "phase1.final_learning_rate": 3e-4,
+    },
+    "doses of 1,000 only": {
+        "data.forward.lowest_electrons_per_pixel": 1000.0,
+        "data.forward.highest_electrons_per_pixel": 1000.0,
+    },
+    "doses of 50 to 2,000": {"data.forward.lowest_electrons_per_pixel": 50.0},
+    "yields as they are": {"data.normalise": "none"},
+    "no textures": {"data.forward.textures": 0.0},
+    "batches of 32": {"data.batch_size": 32},
+}
+PAPER = {  # Zheng et al. 2024, Table 1
+    "as it is": {},
+    "without patch embedding": {"model.sope": False},
+    "without S2-MLP blocks": {"model.s2": False},
+    "plain FFN": {"model.conv_ffn": False},
+}
+
+
+def recipe() -> ConfigDict:
+    """That of `compact`, with the small network of the demo."""
+    config = compact.get_config()
+    small = quickstart.get_config()
+    config.model, config.data.batch_size = small.model, small.data.batch_size
+    config.optim.average_decay = small.optim.average_decay
+    config.data.forward.specimens = 1600
+    config.phase1.epochs = max(2, FLAGS.epochs // 5)
+    config.phase2.epochs = FLAGS.epochs - config.phase1.epochs
+    config.phase2.learning_rate = small.phase2.learning_rate
+    config.eval_every_epochs = FLAGS.epochs
+    return config
+
+
+def paper() -> ConfigDict:
+    """The same for the paper's network with two narrow, shallow stages, learnt by AdamW."""
+    config = recipe()
+    config.model = lite.get_config().model
+    config.model.update(widths=(48, 96), blocks=(2, 4))
+    config.optim.name = "adamw"
+    for phase in (config.phase1, config.phase2):
+        phase.update(learning_rate=1e-3, final_learning_rate=1e-4)
+    return config
+
+
+def trained(name: str, changes: dict) -> checkpoint.Export:
+    """The network of the recipe with these keys changed."""
+    config = {"recipe": recipe, "paper": paper}[FLAGS.of]()
+    config.seed = FLAGS.seed
+    config.update_from_flattened_dict({k: FLAGS.epochs if v == "all" else v for k, v in changes.items()})
+    workdir = Path(FLAGS.folder) / f"{FLAGS.of}_{FLAGS.seed}_{name.replace(' ', '_')}"
+    if not (workdir / "export").exists():
+        print(f"training: {name}", file=sys.stderr, flush=True)
+        train(config, str(workdir))
+    return checkpoint.load_export(str(workdir / "export"))
+
+
+def symmetric_probability(export: checkpoint.Export, counts: np.ndarray, dose: int) -> np.ndarray:
+    """Probability of Cu averaged over the eight symmetries of the square."""
+    turn = jax.jit(jax.vmap(data.transform, in_axes=(0, None)))
+    total = 0.0
+    for k in range(data.SYMMETRIES):
+        turned = cu_probability(export, np.asarray(turn(counts, k)), dose)
+        total = total + np.asarray(turn(turned, data.INVERSE[k]))
+    return total / data.SYMMETRIES
+
+
+def scores(splits: dict, probability_of) -> dict[str, np.ndarray]:
+    """IoU of every specimen of three groups."""
+    test, odd = splits["test"], splits["out_of_family"]
+    iou = np.array(iou_cu(probability_of(test.counts), test.labels))
+    return {
+        "all": iou,
+        "one body": iou[np.isin(test.families, SINGLE_BODIES)],
+        "out of the families": np.array(iou_cu(probability_of(odd.counts), odd.labels)),
+    }
+
+
+def hardened(probability: np.ndarray) -> np.ndarray:
+    """1 where the volume of greatest expected IoU is, 0 elsewhere."""
+    return np.stack([best_volume(p) for p in probability]).astype(np.float32)
+
+
+def after_training(export: checkpoint.Export, splits: dict) -> dict[str, dict]:
+    """What can be done with a trained network."""
+    dose = splits["test"].electrons_per_pixel
+    symmetric = lambda counts: symmetric_probability(export, counts, dose)  # noqa: E731
+    return {
+        "mean over the symmetries": scores(splits, symmetric),
+        "threshold of greatest expected IoU": scores(
+            splits, lambda counts: hardened(cu_probability(export, counts, dose))
+        ),
+        "both": scores(splits, lambda counts: hardened(symmetric(counts))),
+    }
+
+
+def table(found: dict[str, dict]) -> dict:
+    """Means, and differences from the first with their standard errors."""
+    base = next(iter(found.values()))
+    rows = {}
+    for name, groups in found.items():
+        rows[name] = {}
+        for group, iou in groups.items():
+            difference = iou - base[group]
+            rows[name][group] = {
+                "iou": float(iou.mean()),
+                "change": float(difference.mean()),
+                "standard_error": float(difference.std(ddof=1) / math.sqrt(len(iou))),
+            }
+    return rows
+
+
+def main(_):
+    splits, found = data.load("data", "standard-test"), {}
+    dose = splits["test"].electrons_per_pixel
+    for name, changes in {"recipe": RECIPE, "paper": PAPER}[FLAGS.of].items():
+        export = trained(name, changes)
+        found[name] = scores(splits, lambda counts, export=export: cu_probability(export, counts, dose))
+        if not changes and FLAGS.of == "recipe":
+            found |= after_training(export, splits)
+        result = {
+            "rows": table(found),
+            "examples": 1600 * FLAGS.epochs,
+            "electrons_per_pixel": dose,
+            "seed": FLAGS.seed,
+            "processor": processor(),
+            "cores": os.cpu_count(),
+        }
+        with whole_file(Path(FLAGS.folder) / f"ablation_{FLAGS.of}.json") as path:
+            Path(path).write_text(json.dumps(result, indent=1))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app.run(main)

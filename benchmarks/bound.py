@@ -1,0 +1,220 @@
+"""What the images allow: the accuracy of one who knows the truth about everything but the specimen.
+
+    python -m benchmarks.bound                               # beside the shipped network
+    python -m benchmarks.bound --search --steps=2000         # without knowing where to begin
+
+Whoever knows the family of a specimen and how its numbers are drawn (`phantoms.specimen_of`) can weigh all
+specimens by the likelihood of the images. Their mean is the probability of Cu in every voxel, and no method
+has a better IoU on average. The weighing is a Metropolis walk through the uniform numbers that make the
+specimen, with the likelihood of the image model. It starts at the truth, so what it misses of the other
+specimens makes the bound too high, never too low. With `--search` it starts at a random specimen of the
+family and cools down from a high temperature: that is a reconstruction, and what it reaches the images do
+tell. Beside both stands the network on the same images.
+
+Writes `bound.json` or `search.json` into the folder of the run, ten specimens at a time; the same command
+goes on where it stopped.
+"""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from tqdm import tqdm
+
+from benchmarks.roofline import processor
+from bsevox_jax import checkpoint, data, evaluate, forward, likelihood
+from bsevox_jax.reconstruct import cu_probability
+from bsevox_jax.sim import phantoms
+from bsevox_jax.sim.files import whole_file
+from tfds_bse import sets
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "of the run beside which the bound stands; none: the shipped network")
+flags.DEFINE_integer("specimens", 200, "of the test set")
+flags.DEFINE_integer("steps", 400, "of each walk, of which the last quarter is counted")
+flags.DEFINE_bool("search", False, "start at a random specimen instead of the true one")
+
+ROWS = 10  # walks at a time
+SILENT = 16  # moves in a row that change no voxel; they need no likelihood
+KEPT = 40  # specimens of each walk that are kept
+SEED = 0
+SCALES = (0.002, 1.0)  # of a move, log-uniform, in units of the range of a number
+HOT = 1000.0  # first temperature of a search, in units of the log-likelihood; 1 at half of its steps
+
+
+def numbers_of(config: sets.Config, index: int) -> tuple[jax.Array, int]:
+    """The uniform numbers and the family of a test specimen."""
+    (number,) = sets.numbers("test", range(index, index + 1))
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+    (labels,), (family,) = sets.draw(config, "test", range(index, index + 1))
+    for draw in range(phantoms.MAX_DRAWS):
+        u = phantoms.uniform_numbers(key, draw)
+        if np.array_equal(phantoms.specimen_of(u, family), labels):
+            return u, int(family)
+    raise AssertionError(f"specimen {index} is not drawn from its key")
+
+
+@functools.cache
+def effective(family: int) -> np.ndarray:
+    """Which of the numbers change specimens of a family, bool [MAX_BODIES, 9]."""
+    found = [_changed(key, family) for key in jax.random.split(jax.random.key(SEED), 32)]
+    return np.any(found, axis=0).reshape(-1, 9)
+
+
+@jax.jit
+def _changed(key, family):
+    """Which numbers make another specimen of one when they alone are drawn anew."""
+    u, other = jax.random.uniform(key, (2, phantoms.MAX_BODIES * 9))
+    make = lambda numbers: phantoms.specimen_of(numbers.reshape(-1, 9), family)  # noqa: E731
+    one = make(u)
+    return jax.lax.map(
+        lambda k: (make(u.at[k].set(other[k])) != one).any(), jnp.arange(phantoms.MAX_BODIES * 9)
+    )
+
+
+def moved(key: jax.Array, u: jax.Array, mask: jax.Array) -> jax.Array:
+    """Some of the numbers, one on average, moved by a symmetric step; reflected at 0 and 1."""
+    which, scale, step = jax.random.split(key, 3)
+    low, high = np.log(SCALES)
+    size = jnp.exp(low + (high - low) * jax.random.uniform(scale))
+    chosen = mask & (jax.random.uniform(which, u.shape) < 1.5 / mask.sum())
+    folded = jnp.mod(u + jnp.where(chosen, size * jax.random.normal(step, u.shape), 0), 2)
+    return jnp.where(folded > 1, 2 - folded, folded)
+
+
+def proposal(key, u, labels, family, mask):
+    """Silent moves up to one that changes voxels: numbers before and after it, specimen, and moves made."""
+
+    def unchanged(state):
+        tries, _, _, proposed = state
+        return (tries < SILENT) & jnp.all(proposed == labels)
+
+    def again(state):
+        tries, _, u, _ = state
+        next_u = moved(jax.random.fold_in(key, tries), u, mask)
+        return tries + 1, u, next_u, phantoms.specimen_of(next_u, family)
+
+    tries, before, after, proposed = jax.lax.while_loop(unchanged, again, (0, u, u, labels))
+    return before, after, proposed, tries
+
+
+def walks(model, counts, dose, u, family, mask, steps: int):
+    """Mean Cu [n, y, x, z] and kept specimens [k, n, y, x, z] of walks; and the share of moves taken."""
+
+    @jax.jit
+    def step(key, u, labels, level, temperature):
+        propose_key, accept_key = jax.random.split(key)
+        keys = jax.random.split(propose_key, len(u))
+        before, after, proposed, tries = jax.vmap(proposal)(keys, u, labels, family, mask)
+        fraction = (proposed == phantoms.COPPER).mean((1, 2, 3))
+        low, high = phantoms.CU_FRACTION
+        new_level = likelihood.log_likelihood(model, counts, proposed, dose)
+        taken = jnp.log(jax.random.uniform(accept_key, (len(u),))) < (new_level - level) / temperature
+        taken &= (fraction >= low) & (fraction <= high)
+        choose = lambda new, old: jnp.where(taken.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
+        after_labels = choose(proposed, labels)
+        weight = (tries - 1)[:, None, None, None]
+        cu = weight * (labels == phantoms.COPPER) + (after_labels == phantoms.COPPER)
+        changed = taken & (proposed != labels).any((1, 2, 3))
+        return choose(after, before), after_labels, choose(new_level, level), cu, tries, changed
+
+    labels = jax.vmap(phantoms.specimen_of)(u, family)
+    level = likelihood.log_likelihood(model, counts, labels, dose)
+    total, moves, accepted, kept = 0.0, 0, 0, []
+    first = steps - steps // 4
+    every = max(1, (steps - first) // KEPT)
+    for k in range(steps):
+        key = jax.random.fold_in(jax.random.key(SEED), k)
+        temperature = HOT ** max(0.0, 1 - 2 * k / steps) if FLAGS.search else 1.0
+        u, labels, level, cu, tries, changed = step(key, u, labels, level, temperature)
+        if k >= first:
+            total, moves, accepted = total + cu, moves + tries, accepted + changed
+            if (k - first) % every == 0:
+                kept.append(np.asarray(labels == phantoms.COPPER))
+    mean = np.asarray(total) / np.asarray(moves)[:, None, None, None]
+    return mean, np.stack(kept), np.asarray(accepted) / (steps - first)
+
+
+def best_volume(probability: np.ndarray) -> np.ndarray:
+    """The volume, bool, of greatest expected IoU, as the expectations of intersection over union say it."""
+    p = np.sort(probability.ravel())[::-1]
+    inside = np.cumsum(p)
+    score = inside / (np.arange(1, p.size + 1) + p.sum() - inside)
+    return probability >= p[score.argmax()]
+
+
+def iou(found: np.ndarray, true: np.ndarray) -> float:
+    return float((found & true).sum() / (found | true).sum())
+
+
+def bound(model, test: data.Examples, rows: range, network: np.ndarray) -> list[dict]:
+    """What the walks of some specimens found, and the network on the same images."""
+    made = [numbers_of(sets.find("standard-test"), index) for index in rows]
+    u = jnp.stack([numbers for numbers, _ in made])
+    if FLAGS.search:
+        u = jax.random.uniform(jax.random.fold_in(jax.random.key(SEED), rows.start), u.shape)
+    family = jnp.array([index for _, index in made])
+    mask = jnp.stack([effective(int(index)) for index in family])
+    counts, dose = jnp.asarray(test.counts[rows.start : rows.stop], jnp.float32), test.electrons_per_pixel
+    mean, kept, taken = walks(model, counts, dose, u, family, mask, FLAGS.steps)
+    results = []
+    for k, index in enumerate(rows):
+        true, best = test.labels[index] == phantoms.COPPER, best_volume(mean[k])
+        results.append(
+            {
+                "specimen": index,
+                "family": test.families[index],
+                "likelihood": iou(best, true),
+                "likelihood_expected": float(np.mean([iou(best, other[k]) for other in kept])),
+                "network": iou(network[index] > 0.5, true),
+                "network_best_volume": iou(best_volume(network[index]), true),
+                "moves_taken": float(taken[k]),
+            }
+        )
+    return results
+
+
+def summary(rows: list[dict]) -> dict:
+    """Means over all, over single bodies and by family."""
+    groups = {"all": rows, "one body": [row for row in rows if row["family"] in evaluate.SINGLE_BODIES]}
+    for row in rows:
+        groups.setdefault(row["family"], []).append(row)
+    names = ("likelihood", "likelihood_expected", "network", "network_best_volume", "moves_taken")
+    return {
+        group: {"specimens": len(members)} | {n: float(np.mean([row[n] for row in members])) for n in names}
+        for group, members in groups.items()
+        if members
+    }
+
+
+def main(_):
+    folder = FLAGS.workdir and os.path.join(FLAGS.workdir, "export")
+    export = checkpoint.load_export(folder or checkpoint.shipped("compact"))
+    model, test = forward.load(), data.load("data", "standard-test")["test"]
+    network = cu_probability(export, test.counts, test.electrons_per_pixel)
+    name = "search.json" if FLAGS.search else "bound.json"
+    path = Path(FLAGS.workdir or os.path.join("runs", "shipped", "compact")) / name
+    about = {
+        "steps": FLAGS.steps,
+        "electrons_per_pixel": test.electrons_per_pixel,
+        "checkpoint_sha256": export.sha256,
+        "image_model_sha256": model.sha256,
+        "processor": processor(),
+    }
+    found = json.loads(path.read_text()) if path.exists() else {}
+    rows = found["rows"] if about.items() <= found.items() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for first in tqdm(range(len(rows), FLAGS.specimens, ROWS), unit="block"):
+        rows += bound(model, test, range(first, min(first + ROWS, FLAGS.specimens)), network)
+        with whole_file(path) as temporary:
+            Path(temporary).write_text(json.dumps(about | {"summary": summary(rows), "rows": rows}, indent=1))
+    print(json.dumps(summary(rows)))
+
+
+if __name__ == "__main__":
+    app.run(main)
