@@ -17,7 +17,6 @@ goes on where it stopped.
 
 import functools
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -193,12 +192,12 @@ def summary(rows: list[dict]) -> dict:
 
 
 def main(_):
-    folder = FLAGS.workdir and os.path.join(FLAGS.workdir, "export")
-    export = checkpoint.load_export(folder or checkpoint.shipped("compact"))
+    folder, workdir = checkpoint.of_run(FLAGS.workdir, "compact")
+    export = checkpoint.load_export(folder)
     model, test = forward.load(), data.load("data", "standard-test")["test"]
     network = cu_probability(export, test.counts, test.electrons_per_pixel)
     name = "search.json" if FLAGS.search else "bound.json"
-    path = Path(FLAGS.workdir or os.path.join("runs", "shipped", "compact")) / name
+    path = Path(workdir) / name
     about = {
         "steps": FLAGS.steps,
         "electrons_per_pixel": test.electrons_per_pixel,

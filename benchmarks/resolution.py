@@ -1,6 +1,6 @@
 """What a network resolves, in nanometres: gratings, gaps, thin layers, borders; against dose and instrument.
 
-    python -m benchmarks.resolution --workdir=runs/compact      # most of the time simulates the structures
+    python -m benchmarks.resolution                 # of the shipped network; most of it simulates structures
 
 The structures are simulated once at the dose of `standard-test`. Doses up to that one are the test set with
 electrons left out; higher ones, and the errors of instruments, are made by the image model, whose own row at
@@ -10,7 +10,6 @@ of the run.
 
 import functools
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -32,7 +31,7 @@ from bsevox_jax.sim.files import whole_file
 from bsevox_jax.simulate import counts_of
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", "runs/compact", "of the run whose network is measured")
+flags.DEFINE_string("workdir", None, "of the run whose network is measured; none: the shipped network")
 flags.DEFINE_string("structures", "runs/resolution.npz", "file of the simulated structures")
 
 FIELD = 20  # voxels of 1 nm on each axis
@@ -288,7 +287,8 @@ def draw(path: str, found: dict) -> None:
 
 
 def main(_):
-    export = checkpoint.load_export(os.path.join(FLAGS.workdir, "export"))
+    folder, workdir = checkpoint.of_run(FLAGS.workdir, "compact")
+    export = checkpoint.load_export(folder)
     splits, model = data.load("data", "standard-test"), forward.load()
     images = {s: forward.expect_all(model, splits[s].labels) for s in ("test", "out_of_family")}
     test = splits["test"]
@@ -306,9 +306,10 @@ def main(_):
         for name, effect in EFFECTS.items()
     }
     found |= {"electrons_per_pixel": dose, "device": jax.devices()[0].device_kind, "processor": processor()}
+    Path(workdir).mkdir(parents=True, exist_ok=True)
     for name, write in (("resolution.json", lambda path: Path(path).write_text(json.dumps(found, indent=1))),
                         ("resolution.png", lambda path: draw(path, found))):  # fmt: skip
-        with whole_file(Path(FLAGS.workdir) / name) as path:
+        with whole_file(Path(workdir) / name) as path:
             write(path)
     print(json.dumps(found))
 

@@ -158,6 +158,18 @@ def shipped(name: str) -> str:
     return path
 
 
+def of_run(workdir: str | None, name: str) -> tuple[str, str]:
+    """The folder of the export of a run, and that of its results; without a run the shipped network `name`.
+
+    Raises:
+        ValueError: as of `shipped`.
+    """
+    if workdir is None:
+        return shipped(name), os.path.abspath(os.path.join("runs", "shipped", name))
+    workdir = os.path.abspath(os.path.expanduser(workdir))
+    return os.path.join(workdir, "export"), workdir
+
+
 def export(path: str, weights: dict, config: dict, normalisation: Normalisation, examples: Examples) -> None:
     """Writes a trained network to a folder: Orbax weights, and `config.json` with everything else.
 

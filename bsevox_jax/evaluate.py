@@ -49,8 +49,7 @@ def evaluate(config: ConfigDict, workdir: str | None = None) -> dict:
         ValueError: the data set does not fit the network, or none is shipped; one line.
     """
     name = "forward" if config.task == "images" else config.model.name
-    folder = checkpoint.shipped(name) if workdir is None else os.path.join(workdir, "export")
-    workdir = os.path.abspath(os.path.expanduser(workdir or os.path.join("runs", "shipped", name)))
+    folder, workdir = checkpoint.of_run(workdir, name)
     if config.task == "images":
         return evaluate_images(config, workdir, folder)
     export = checkpoint.load_export(folder)

@@ -28,6 +28,7 @@ def planned(tmp_path_factory):
     return folder, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_plan_is_written_whole_and_says_what_it_assumes(planned):
     folder, printed = planned
     assert sorted(path.name for path in folder.iterdir()) == ["plan.json", "plan.png"]
@@ -38,6 +39,7 @@ def test_plan_is_written_whole_and_says_what_it_assumes(planned):
     assert "plan.json and plan.png are in" in printed
 
 
+@pytest.mark.slow
 def test_every_energy_alone_five_sets_and_all_together_are_planned(planned):
     results = json.loads((planned[0] / "plan.json").read_text())
     energies = list(forward.load().beam_energies_kev)
@@ -48,6 +50,7 @@ def test_every_energy_alone_five_sets_and_all_together_are_planned(planned):
     assert [row["beam_energies_kev"] for row in results["every"]] == [energies]
 
 
+@pytest.mark.slow
 def test_worst_quantity_decides_what_all_need(planned):
     results = json.loads((planned[0] / "plan.json").read_text())
     for row in results["alone"] + results["best"] + results["every"]:

@@ -208,6 +208,7 @@ def test_phase_without_progress_ends_early(folder, tmp_path):
     assert leaves_of_latest(str(tmp_path))[0] == (2 + 4) * 4  # the first validation is the lowest
 
 
+@pytest.mark.slow
 def test_run_on_a_full_disk_stops_in_one_line_and_resumes_when_there_is_room(
     finished, folder, tmp_path, smallest_files, caplog
 ):
