@@ -74,12 +74,13 @@ def thinned_test() -> str:
 
 def of_monte_carlo(seed: int, specimens: int) -> ml_collections.ConfigDict:
     """Of the first specimens of `standard-train`."""
-    splits = data.load("data", "standard-train")
-    of_all = splits["train"]
-    few = (of_all.counts[:specimens], of_all.labels[:specimens])
-    about = (of_all.electrons_per_pixel, of_all.beam_energies_kev, f"{of_all.name}, {specimens} specimens")
     path = Path(FLAGS.folder).absolute() / f"monte_carlo_{specimens}.npz"
-    data.save_npz(str(path), splits | {"train": data.Examples(*few, *about)})
+    if not path.exists():
+        splits = data.load("data", "standard-train")
+        train = splits["train"]
+        few = dict(counts=train.counts[:specimens], labels=train.labels[:specimens], families=None)
+        train = dataclasses.replace(train, **few, name=f"{train.name}, {specimens} specimens")
+        data.save_npz(str(path), splits | {"train": train})
     config = recipe(seed, specimens)
     config.data.config = str(path)
     return config
