@@ -53,7 +53,9 @@ def weighted_cross_entropy(logits, labels, *, mode: str, lam: float, normalise: 
     return _ratio((loss * valid).sum(), counted.sum())
 
 
-def lovasz(logits, labels, *, kind: str, classes: str, per_sample: bool, mask=None):
+def lovasz(
+    logits, labels, *, kind: str, classes: str, per_sample: bool, cross_entropy: float = 0.0, mask=None
+):
     """Lovasz-Softmax or Lovasz hinge: equals 1 - IoU at hard predictions and has a gradient elsewhere.
 
     Source: Berman, Triki and Blaschko (2018), Algorithm 1 and Eqs. (8) to (11).
@@ -65,6 +67,8 @@ def lovasz(logits, labels, *, kind: str, classes: str, per_sample: bool, mask=No
         a loss of Cu alone under both.
       per_sample: one loss per volume, averaged over the volumes in which a class of `classes` occurs;
         otherwise the voxels of the batch are pooled.
+      cross_entropy: weight of the plain cross-entropy that is added. The Lovasz loss alone settles for a
+        probability of one half all over where a body may be; the cross-entropy goes on looking for it.
 
     Raises:
       ValueError: unknown `kind` or `classes`.
@@ -82,7 +86,12 @@ def lovasz(logits, labels, *, kind: str, classes: str, per_sample: bool, mask=No
     both = kind == "softmax" and classes == "present"
     weights, present = _lovasz_weights(lax.stop_gradient(errors), jnp.where(valid, cu, 2), both)
     loss = jnp.where(valid, jax.nn.relu(errors) * weights, 0.0).sum(axis=1)
-    return _ratio((loss * present).sum(), present.sum().astype(jnp.float32))
+    loss = _ratio((loss * present).sum(), present.sum().astype(jnp.float32))
+    if not cross_entropy:
+        return loss
+    return loss + cross_entropy * weighted_cross_entropy(
+        logits, labels, mode="class_weighted", lam=0.5, normalise="weight_sum", mask=mask
+    )
 
 
 def counts(log_odds, excess, counted, electrons_per_pixel, valid):

@@ -91,6 +91,7 @@ def get_config() -> ConfigDict:
     phase2.loss.per_sample = (
         False  # True: one loss per volume, as the metric; False: voxels of a batch pooled
     )
+    phase2.loss.cross_entropy = 0.0  # weight of the plain cross-entropy beside it
 
     # Folder of an exported network of the same fields whose weights to begin with; "": random ones. With
     # phase1.epochs = 0 the Lovasz loss goes on from there.

@@ -111,6 +111,16 @@ def test_lovasz_of_two_classes_is_the_mean_of_each(batch):
     np.testing.assert_allclose(lovasz(logits, labels, classes="present"), (cu + si) / 2, atol=1e-6)
 
 
+def test_cross_entropy_beside_the_lovasz_loss_is_the_plain_one_by_its_weight(batch):
+    logits, labels = batch
+    kind = dict(kind="softmax", classes="cu", per_sample=True)
+    plain = losses.weighted_cross_entropy(
+        logits, labels, mode="onehot_softmax", lam=0.3, normalise="weight_sum"
+    )
+    both = losses.lovasz(logits, labels, cross_entropy=2.0, **kind)
+    np.testing.assert_allclose(both, losses.lovasz(logits, labels, **kind) + 2 * plain, rtol=1e-6)
+
+
 def test_lovasz_skips_what_is_absent(batch):
     logits, labels = (part[3:] for part in batch)
     si = lovasz(logits[..., ::-1], ~labels)
