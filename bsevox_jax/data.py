@@ -63,9 +63,9 @@ def load(data_dir: str, config_name: str, *, needs: tuple[str, ...] = (), **simu
     Args:
         data_dir: folder of the data sets.
         config_name: a file `*.npz` in `data_dir` (or its absolute path) written by `save_npz`, or a
-            configuration of `bse_voxels` (smoke, quickstart, paper, standard-train, standard-test,
-            standard-validation, textures, calibration). What the project ships of these is read at once;
-            another one is built by TFDS if it is missing.
+            configuration of `bse_voxels` (smoke, quickstart, paper, standard-train, standard-test, textures,
+            calibration). What the project ships of these is read at once; another one is built by TFDS if it
+            is missing.
         needs: splits that must be there.
         simulator: `kind`, bsevox or nebula, and its binary, materials and arguments.
 

@@ -104,12 +104,6 @@ _OURS = (
         electrons_per_pixel=1000,
     ),
     Config(
-        name="standard-validation",
-        description="Validation specimens at the dose of the standard test.",
-        specimens={"validation": 64},
-        electrons_per_pixel=1000,
-    ),
-    Config(
         name="textures",
         description="Copper anywhere, rough surfaces and thinner films: for the image model.",
         specimens={TEXTURES: 800},
