@@ -52,6 +52,16 @@ def test_counts_do_not_depend_on_lanes_chunks_or_devices(reference, cut):
         np.testing.assert_array_equal(images.fates[fate], count)
 
 
+def test_height_of_a_specimen_that_stands_free_shows_in_no_image():
+    """Electrons that never meet it fly on: a lying wire looks the same wherever it floats."""
+    y, z = np.meshgrid(np.arange(20) - 9.5, np.arange(20), indexing="ij")
+    wires = [np.hypot(y, z - centre) < 6 for centre in (6.5, 12.5)]
+    labels = np.stack([np.repeat(wire[:, None], 20, axis=1) for wire in wires]).astype(np.uint8)
+    images = image(labels, specimen_ids=[0, 1], electrons_per_pixel=20)
+    first, second = images.counts.astype(float).sum((1, 2))
+    assert (abs(first - second) < 4 * np.sqrt(1.3 * (first + second))).all() and first[0] > 1000
+
+
 @pytest.mark.slow
 def test_counts_do_not_depend_on_the_neighbours_in_specimen_or_energy(reference):
     alone = image(mixed_specimens()[3], specimen_ids=[3], beam_energies_kev=(2.0,))
