@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import tqdm
 
 from benchmarks.roofline import processor
@@ -35,7 +35,7 @@ from tfds_bse import sets
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "of the run beside which the bound stands; none: the shipped network")
 flags.DEFINE_integer("specimens", 200, "of the test set")
-flags.DEFINE_integer("steps", 400, "of each walk, of which the last quarter is counted")
+flags.DEFINE_integer("steps", 400, "of each walk, of which the second half is counted")
 flags.DEFINE_bool("search", False, "start at a random specimen instead of the true one")
 
 ROWS = 10  # walks at a time
@@ -102,39 +102,42 @@ def proposal(key, u, labels, family, mask):
     return before, after, proposed, tries
 
 
+@jax.jit
+def step(model, counts, dose, family, mask, state, key, temperature):
+    """One move of every walk: its state, Cu times the moves spent on it, these, and whether it changed."""
+    u, labels, level = state
+    propose_key, accept_key = jax.random.split(key)
+    keys = jax.random.split(propose_key, len(u))
+    before, after, proposed, tries = jax.vmap(proposal)(keys, u, labels, family, mask)
+    fraction = (proposed == phantoms.COPPER).mean((1, 2, 3))
+    low, high = phantoms.CU_FRACTION
+    new_level = likelihood.log_likelihood(model, counts, proposed, dose)
+    taken = jnp.log(jax.random.uniform(accept_key, (len(u),))) < (new_level - level) / temperature
+    taken &= (fraction >= low) & (fraction <= high)
+
+    def choose(new, old):
+        return jnp.where(taken.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    state = choose(after, before), choose(proposed, labels), choose(new_level, level)
+    cu = (tries - 1)[:, None, None, None] * (labels == phantoms.COPPER) + (state[1] == phantoms.COPPER)
+    return state, cu, tries, (state[1] != labels).any((1, 2, 3))
+
+
 def walks(model, counts, dose, u, family, mask, steps: int):
     """Mean Cu [n, y, x, z] and kept specimens [k, n, y, x, z] of walks; and the share of moves taken."""
-
-    @jax.jit
-    def step(key, u, labels, level, temperature):
-        propose_key, accept_key = jax.random.split(key)
-        keys = jax.random.split(propose_key, len(u))
-        before, after, proposed, tries = jax.vmap(proposal)(keys, u, labels, family, mask)
-        fraction = (proposed == phantoms.COPPER).mean((1, 2, 3))
-        low, high = phantoms.CU_FRACTION
-        new_level = likelihood.log_likelihood(model, counts, proposed, dose)
-        taken = jnp.log(jax.random.uniform(accept_key, (len(u),))) < (new_level - level) / temperature
-        taken &= (fraction >= low) & (fraction <= high)
-        choose = lambda new, old: jnp.where(taken.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
-        after_labels = choose(proposed, labels)
-        weight = (tries - 1)[:, None, None, None]
-        cu = weight * (labels == phantoms.COPPER) + (after_labels == phantoms.COPPER)
-        changed = taken & (proposed != labels).any((1, 2, 3))
-        return choose(after, before), after_labels, choose(new_level, level), cu, tries, changed
-
-    labels = jax.vmap(phantoms.specimen_of)(u, family)
-    level = likelihood.log_likelihood(model, counts, labels, dose)
+    labels = jax.jit(jax.vmap(phantoms.specimen_of))(u, family)
+    state = u, labels, likelihood.log_likelihood(model, counts, labels, dose)
     total, moves, accepted, kept = 0.0, 0, 0, []
-    first = steps - steps // 4
+    first = steps // 2
     every = max(1, (steps - first) // KEPT)
     for k in range(steps):
         key = jax.random.fold_in(jax.random.key(SEED), k)
         temperature = HOT ** max(0.0, 1 - 2 * k / steps) if FLAGS.search else 1.0
-        u, labels, level, cu, tries, changed = step(key, u, labels, level, temperature)
+        state, cu, tries, moved = step(model, counts, dose, family, mask, state, key, temperature)
         if k >= first:
-            total, moves, accepted = total + cu, moves + tries, accepted + changed
+            total, moves, accepted = total + cu, moves + tries, accepted + moved
             if (k - first) % every == 0:
-                kept.append(np.asarray(labels == phantoms.COPPER))
+                kept.append(np.asarray(state[1] == phantoms.COPPER))
     mean = np.asarray(total) / np.asarray(moves)[:, None, None, None]
     return mean, np.stack(kept), np.asarray(accepted) / (steps - first)
 
@@ -205,6 +208,7 @@ def summary(rows: list[dict]) -> dict:
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     folder, workdir = checkpoint.of_run(FLAGS.workdir, "compact")
     export = checkpoint.load_export(folder)
     model, test = forward.load(), data.load("data", "standard-test")["test"]
