@@ -9,7 +9,8 @@ has a better IoU on average. The weighing is a Metropolis walk through the unifo
 specimen, with the likelihood of the image model. It starts at the truth, so what it misses of the other
 specimens makes the bound too high, never too low. With `--search` it starts at a random specimen of the
 family and cools down from a high temperature: that is a reconstruction, and what it reaches the images do
-tell. Beside both stands the network on the same images.
+tell. Beside both stands the network on the same images, and how often these contradict it: where they are
+much more likely with the true specimen, a better network could know better; elsewhere none could.
 
 Writes `bound.json` or `search.json` into the folder of the run, ten specimens at a time; the same command
 goes on where it stopped.
@@ -43,6 +44,7 @@ SILENT = 16  # moves in a row that change no voxel; they need no likelihood
 KEPT = 40  # specimens of each walk that are kept
 SEED = 0
 SCALES = (0.002, 1.0)  # of a move, log-uniform, in units of the range of a number
+CONTRADICTED = 10.0  # difference of log-likelihoods from which the images speak against an answer
 HOT = 1000.0  # first temperature of a search, in units of the log-likelihood; 1 at half of its steps
 
 
@@ -150,6 +152,13 @@ def best_volume(probability: np.ndarray) -> np.ndarray:
     return probability >= p[score.argmax()]
 
 
+def ahead_of(model, counts, labels: np.ndarray, found: np.ndarray, dose) -> np.ndarray:
+    """How much more likely the images are with the true specimens than with the Cu that was found, log [n]."""
+    answer = np.where(found, phantoms.COPPER, np.minimum(labels, phantoms.SILICON))  # the vacuum is given
+    true, other = (likelihood.log_likelihood(model, counts, volume, dose) for volume in (labels, answer))
+    return np.asarray(true - other)
+
+
 def iou(found: np.ndarray, true: np.ndarray) -> float:
     return float((found & true).sum() / (found | true).sum())
 
@@ -164,6 +173,8 @@ def bound(model, test: data.Examples, rows: range, network: np.ndarray) -> list[
     mask = jnp.stack([effective(int(index)) for index in family])
     counts, dose = jnp.asarray(test.counts[rows.start : rows.stop], jnp.float32), test.electrons_per_pixel
     mean, kept, taken = walks(model, counts, dose, u, family, mask, FLAGS.steps)
+    labels = test.labels[rows.start : rows.stop]
+    ahead = ahead_of(model, counts, labels, network[rows.start : rows.stop] > 0.5, dose)
     results = []
     for k, index in enumerate(rows):
         true, best = test.labels[index] == phantoms.COPPER, best_volume(mean[k])
@@ -175,6 +186,7 @@ def bound(model, test: data.Examples, rows: range, network: np.ndarray) -> list[
                 "likelihood_expected": float(np.mean([iou(best, other[k]) for other in kept])),
                 "network": iou(network[index] > 0.5, true),
                 "network_best_volume": iou(best_volume(network[index]), true),
+                "contradicted": float(ahead[k] > CONTRADICTED),
                 "moves_taken": float(taken[k]),
             }
         )
@@ -199,7 +211,7 @@ def summary(rows: list[dict]) -> dict:
     }
     for row in rows:
         groups.setdefault(row["family"], []).append(row)
-    names = ("likelihood", "likelihood_expected", "network", "network_best_volume", "moves_taken")
+    names = [name for name in rows[0] if name not in ("specimen", "family")]
     return {
         group: {"specimens": len(members)} | {n: float(np.mean([row[n] for row in members])) for n in names}
         for group, members in groups.items()

@@ -23,6 +23,8 @@ from bsevox_jax import forward
 # Information, as a fraction of the greatest, that cannot be told from the rounding of float32.
 ROUNDING = 1e-6
 FEWEST_ELECTRONS = 1e-6  # instead of none, where a dose is divided by
+# Instead of none, where the beam meets nothing; a count there still speaks against the volume, by 20 or so.
+LEAST_YIELD = 1e-9
 # Standard deviation of a number of which nothing is known but that it lies between 0 and 1.
 IGNORANCE = 12**-0.5
 
@@ -264,9 +266,10 @@ def _in_silicon(copper):
 
 
 def _expected_at(model, volume, electrons_per_pixel, side_walls):
-    """`forward.Expected`, and a dose that may be divided by."""
+    """`forward.Expected` and a dose, both of which may be divided by."""
     dose = jnp.maximum(jnp.asarray(electrons_per_pixel, jnp.float32), FEWEST_ELECTRONS)
-    return forward.expect(model, volume, side_walls=side_walls), dose
+    expected = forward.expect(model, volume, side_walls=side_walls)
+    return expected._replace(yields=jnp.maximum(expected.yields, LEAST_YIELD)), dose
 
 
 def _half_deviance(part, difference, expected, rest):

@@ -299,3 +299,16 @@ def test_wrong_depth_and_side_walls_are_refused(model, expected):
         likelihood.log_likelihood(model, expected.yields, volume_of(PARAMETERS)[:, :, 1:], DOSE)
     with pytest.raises(ValueError, match="side_walls must be one of"):
         likelihood.fisher_information(model, volume_of, PARAMETERS, side_walls="brick")
+
+
+def test_pixels_without_matter_say_nothing_unless_they_count_electrons(model):
+    labels = jnp.ones(SHAPE, jnp.uint8).at[:3].set(0)
+    counts = jnp.round(DOSE * forward.expect(model, labels).yields)
+    level, slopes = jax.jit(jax.value_and_grad(lambda c: likelihood.log_likelihood(model, c, labels, DOSE)))(
+        counts
+    )
+    assert -1 < level <= 0 and np.isfinite(slopes).all()
+    chi2 = likelihood.chi2_map(model, counts, labels, DOSE)
+    assert (chi2[:3] < 1e-3).all() and np.isfinite(chi2).all()
+    stray = counts.at[1, 2, 0].set(1)
+    assert likelihood.log_likelihood(model, stray, labels, DOSE) < level - 5
