@@ -153,7 +153,7 @@ def best_volume(probability: np.ndarray) -> np.ndarray:
 
 
 def ahead_of(model, counts, labels: np.ndarray, found: np.ndarray, dose) -> np.ndarray:
-    """How much more likely the images are with the true specimens than with the Cu that was found, log [n]."""
+    """How much more likely the images are with the true specimens than with what was found, log [n]."""
     answer = np.where(found, phantoms.COPPER, np.minimum(labels, phantoms.SILICON))  # the vacuum is given
     true, other = (likelihood.log_likelihood(model, counts, volume, dose) for volume in (labels, answer))
     return np.asarray(true - other)
