@@ -130,7 +130,7 @@ def attenuation(labels, rates, tilt_rad, azimuth_rad, side_walls):
         pytest.param(0.0, 0.0, "mirror", marks=pytest.mark.slow),
         pytest.param(0.6, 0.0, "mirror", marks=pytest.mark.slow),
         (1.0, 2.0, "mirror"),
-        (1.0, 0.5, "periodic"),
+        pytest.param(1.0, 0.5, "periodic", marks=pytest.mark.slow),
         pytest.param(0.6, 2.0, "open", marks=pytest.mark.slow),
     ],
 )

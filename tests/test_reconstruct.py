@@ -68,10 +68,23 @@ def test_other_dose_is_told_as_an_assumption(folder, tmp_path):
         assert any("12 electrons per pixel, is not that of training, 6" in a for a in volume["assumptions"])
 
 
+def test_field_of_another_size_is_served_by_compact_alone(folder, tmp_path, monkeypatch):
+    counts = np.load(folder / "stack.npy")
+    np.save(tmp_path / "a.npy", counts[:12])
+    paths = str(tmp_path / "a.npy"), str(folder / "run" / "export"), str(tmp_path / "out")
+    assert reconstruct(*paths, **GIVEN).shape == (12, 20, 20)
+    with np.load(tmp_path / "out" / "volume.npz") as volume:
+        assert any("lies their mirror image" in line for line in volume["assumptions"])
+    monkeypatch.setattr(models, "ANY_FIELD", ())
+    message = r"field of view must be .*\(20, 20\).*; got \(12, 20\).*or use compact"
+    with pytest.raises(ValueError, match=message) as error:
+        reconstruct(*paths, **GIVEN)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c, e: (c[:12], e), r"field of view must be .*\(20, 20\).*; got \(12, 20\)"),
         (
             lambda c, e: (c, e[:-1] + (11.0,)),
             r"must be those of the network, 0.5, 1, .*; got 0.5, 1, .*, 11\.",

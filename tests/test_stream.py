@@ -138,6 +138,7 @@ def test_specimens_are_those_of_their_numbers_less_film_and_relief_and_images_ar
     np.testing.assert_allclose(drawn.arrays["excess"][:16], expected.excess, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_share_of_the_specimens_are_textures(a_stream):
     drawn = a_stream(textures=0.25, thickness_nm=(20.0, 20.0), relief_nm=(0.0, 0.0))
     root = jax.random.fold_in(jax.random.key(0), stream.SPECIMENS)

@@ -97,6 +97,7 @@ def test_training_may_begin_with_the_weights_of_an_export(finished, folder, tmp_
     assert f"began with the weights of {finished[1]}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused_as_a_start(finished, folder, tmp_path):
     config = small_run.get_config(folder)
     config.start_from = finished[1]
