@@ -11,7 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 import tfds_bse
-from bsevox_jax import data, sim
+from bsevox_jax import checkpoint, data, sim
+from bsevox_jax.evaluate import iou_cu
+from bsevox_jax.reconstruct import cu_probability
 from tfds_bse import cache, sets, shipped
 
 ROOT = Path(__file__).parent.parent
@@ -163,3 +165,11 @@ def test_shipped_specimen_is_simulated_anew_but_for_rounding():
     np.testing.assert_array_equal(anew["labels"][0], shipped_one["labels"])
     moved = np.abs(anew["counts"][0].astype(int) - shipped_one["counts"]).sum()
     assert moved <= 1e-4 * found.config.electrons(1)
+
+
+def test_shipped_network_is_whole_small_and_finds_a_cube():
+    folder = checkpoint.shipped("compact")
+    assert sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) <= 8e6
+    export, cubes = checkpoint.load_export(folder), data.load("none", "standard-test")["nanocube"]
+    probability = cu_probability(export, cubes.counts, cubes.electrons_per_pixel)
+    assert min(iou_cu(probability, cubes.labels)) > 0.9
