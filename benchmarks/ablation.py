@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from benchmarks.bound import best_volume
+from benchmarks.bound import best_volumes
 from benchmarks.roofline import processor
 from bsevox_jax import checkpoint, data
 from bsevox_jax.evaluate import SINGLE_BODIES, iou_cu
@@ -127,11 +127,6 @@ def scores(splits: dict, probability_of) -> dict[str, np.ndarray]:
     }
 
 
-def hardened(probability: np.ndarray) -> np.ndarray:
-    """1 where the volume of greatest expected IoU is, 0 elsewhere."""
-    return np.stack([best_volume(p) for p in probability]).astype(np.float32)
-
-
 def after_training(export: checkpoint.Export, splits: dict) -> dict[str, dict]:
     """What can be done with a trained network."""
     dose = splits["test"].electrons_per_pixel
@@ -139,9 +134,9 @@ def after_training(export: checkpoint.Export, splits: dict) -> dict[str, dict]:
     return {
         "mean over the symmetries": scores(splits, symmetric),
         "threshold of greatest expected IoU": scores(
-            splits, lambda counts: hardened(cu_probability(export, counts, dose))
+            splits, lambda counts: best_volumes(cu_probability(export, counts, dose))
         ),
-        "both": scores(splits, lambda counts: hardened(symmetric(counts))),
+        "both": scores(splits, lambda counts: best_volumes(symmetric(counts))),
     }
 
 

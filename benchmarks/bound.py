@@ -27,7 +27,8 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from benchmarks.roofline import processor
-from bsevox_jax import checkpoint, data, evaluate, forward, likelihood
+from bsevox_jax import checkpoint, data, forward, likelihood
+from bsevox_jax.evaluate import SINGLE_BODIES, iou_cu
 from bsevox_jax.reconstruct import cu_probability
 from bsevox_jax.sim import phantoms
 from bsevox_jax.sim.files import whole_file
@@ -50,9 +51,8 @@ HOT = 1000.0  # first temperature of a search, in units of the log-likelihood; 1
 
 def numbers_of(config: sets.Config, index: int) -> tuple[jax.Array, int]:
     """The uniform numbers and the family of a test specimen."""
-    (number,) = sets.numbers("test", range(index, index + 1))
-    key = jax.random.fold_in(jax.random.key(config.seed), number)
-    (labels,), (family,) = sets.draw(config, "test", range(index, index + 1))
+    one = range(index, index + 1)
+    (key,), ((labels,), (family,)) = sets.keys(config, "test", one), sets.draw(config, "test", one)
     for draw in range(phantoms.MAX_DRAWS):
         u = phantoms.uniform_numbers(key, draw)
         if np.array_equal(phantoms.specimen_of(u, family), labels):
@@ -152,15 +152,16 @@ def best_volume(probability: np.ndarray) -> np.ndarray:
     return probability >= p[score.argmax()]
 
 
+def best_volumes(probability: np.ndarray) -> np.ndarray:
+    """`best_volume` of every specimen [n, y, x, z]."""
+    return np.stack([best_volume(p) for p in probability])
+
+
 def ahead_of(model, counts, labels: np.ndarray, found: np.ndarray, dose) -> np.ndarray:
     """How much more likely the images are with the true specimens than with what was found, log [n]."""
     answer = np.where(found, phantoms.COPPER, np.minimum(labels, phantoms.SILICON))  # the vacuum is given
     true, other = (likelihood.log_likelihood(model, counts, volume, dose) for volume in (labels, answer))
     return np.asarray(true - other)
-
-
-def iou(found: np.ndarray, true: np.ndarray) -> float:
-    return float((found & true).sum() / (found | true).sum())
 
 
 def bound(model, test: data.Examples, rows: range, network: np.ndarray) -> list[dict]:
@@ -173,24 +174,20 @@ def bound(model, test: data.Examples, rows: range, network: np.ndarray) -> list[
     mask = jnp.stack([effective(int(index)) for index in family])
     counts, dose = jnp.asarray(test.counts[rows.start : rows.stop], jnp.float32), test.electrons_per_pixel
     mean, kept, taken = walks(model, counts, dose, u, family, mask, FLAGS.steps)
-    labels = test.labels[rows.start : rows.stop]
-    ahead = ahead_of(model, counts, labels, network[rows.start : rows.stop] > 0.5, dose)
-    results = []
-    for k, index in enumerate(rows):
-        true, best = test.labels[index] == phantoms.COPPER, best_volume(mean[k])
-        results.append(
-            {
-                "specimen": index,
-                "family": family_of(test, index),
-                "likelihood": iou(best, true),
-                "likelihood_expected": float(np.mean([iou(best, other[k]) for other in kept])),
-                "network": iou(network[index] > 0.5, true),
-                "network_best_volume": iou(best_volume(network[index]), true),
-                "contradicted": float(ahead[k] > CONTRADICTED),
-                "moves_taken": float(taken[k]),
-            }
-        )
-    return results
+    labels, found = (array[rows.start : rows.stop] for array in (test.labels, network))
+    ahead = ahead_of(model, counts, labels, found > 0.5, dose)
+    best = best_volumes(mean)
+    columns = {
+        "specimen": rows,
+        "family": [family_of(test, index) for index in rows],
+        "likelihood": iou_cu(best, labels),
+        "likelihood_expected": np.mean([iou_cu(best, phantoms.COPPER * other) for other in kept], 0).tolist(),
+        "network": iou_cu(found, labels),
+        "network_best_volume": iou_cu(best_volumes(found), labels),
+        "contradicted": (ahead > CONTRADICTED).astype(float).tolist(),
+        "moves_taken": taken.tolist(),
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def family_of(test: data.Examples, index: int) -> str:
@@ -203,7 +200,7 @@ def family_of(test: data.Examples, index: int) -> str:
 
 def summary(rows: list[dict]) -> dict:
     """Means over all, over single bodies and by family."""
-    single = [row for row in rows if row["family"].split(",")[0] in evaluate.SINGLE_BODIES]
+    single = [row for row in rows if row["family"].split(",")[0] in SINGLE_BODIES]
     groups = {
         "all": rows,
         "one body": single,

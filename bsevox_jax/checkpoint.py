@@ -33,7 +33,7 @@ OVERHEAD = 4096  # bytes on disk per leaf, for its metadata and unfilled blocks
 class Store:
     """A folder with one checkpoint, the newest saved; older ones are deleted once it is complete.
 
-    The folder is made when it is first asked for a step.
+    The folder is made when something is first saved.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,7 +50,7 @@ class Store:
     @property
     def step(self) -> int | None:
         """The step of the checkpoint, None if there is none."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if os.path.isdir(self.path) else None
 
     def save(self, step: int, tree: Any, meta: dict) -> None:
         """Starts to save a tree of host arrays and a JSON-able dict; every process must call it.

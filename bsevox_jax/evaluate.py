@@ -60,23 +60,24 @@ def evaluate(config: ConfigDict, workdir: str | None = None) -> dict:
     probability = cu_probability(export, test.counts, test.electrons_per_pixel)
     results = metrics.summarise(metrics.sample_sums(probability, data.copper(test.labels)))
     results["iou_by_depth"] = metrics.iou_by_depth(probability, data.copper(test.labels)).tolist()
-    results |= iou_by_family(probability, test)
+    iou = iou_cu(probability, test.labels)
+    results |= iou_by_family(iou, test.families)
     results |= _structure_iou(config, splits, export)
     results |= _circumstances(test, export)
     if parallel.is_main_process():
-        _write(workdir, results, test, probability)
+        _write(workdir, results, test, probability, iou)
         print(table(results))
         print(f"picture: {os.path.join(workdir, 'picture.png')}")
     return results
 
 
-def evaluate_images(config: ConfigDict, workdir: str, folder: str) -> dict:
-    """Measures the image model of a folder; writes `metrics.json`, and prints chi^2 per energy.
+def evaluate_images(config: ConfigDict, workdir: str, export: str) -> dict:
+    """Measures the image model exported to a folder; writes `metrics.json`, and prints chi^2 per energy.
 
     Returns:
         Split of `data.test_config` -> `metrics.agreement`, as lists.
     """
-    model = forward.load(folder)
+    model = forward.load(export)
     name = config.data.test_config or config.data.config
     results = {}
     for split, examples in data.load(config.data.data_dir, name, **config.simulator).items():
@@ -137,11 +138,11 @@ def iou_cu(probability: np.ndarray, labels: np.ndarray) -> list[float]:
     return [metrics.summarise(sample)["iou_cu_mean"] for sample in one]
 
 
-def iou_by_family(probability: np.ndarray, examples: data.Examples) -> dict:
+def iou_by_family(iou: list[float], families: tuple[str, ...] | None) -> dict:
     """`iou_by_family`, means of the specimens of each, and `iou_single_body`; empty without families."""
-    if examples.families is None:
+    if families is None:
         return {}
-    iou, families = np.array(iou_cu(probability, examples.labels)), np.array(examples.families)
+    iou, families = np.array(iou), np.array(families)
     mean = {str(family): float(iou[families == family].mean()) for family in np.unique(families)}
     single = np.isin(families, SINGLE_BODIES)
     return {"iou_by_family": mean} | ({"iou_single_body": float(iou[single].mean())} if single.any() else {})
@@ -192,8 +193,9 @@ def _circumstances(test: data.Examples, export: checkpoint.Export) -> dict:
     }
 
 
-def _write(workdir: str, results: dict, test: data.Examples, probability: np.ndarray) -> None:
-    iou = iou_cu(probability, test.labels)
+def _write(
+    workdir: str, results: dict, test: data.Examples, probability: np.ndarray, iou: list[float]
+) -> None:
     median = int(np.argsort(iou)[len(iou) // 2])
     stack = imageio.Stack(test.counts[median], test.beam_energies_kev, test.electrons_per_pixel)
     title = f"{results['model']}, the test specimen of median IoU ({results['data_set']})"

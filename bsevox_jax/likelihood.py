@@ -268,8 +268,13 @@ def _in_silicon(copper):
 def _expected_at(model, volume, electrons_per_pixel, side_walls):
     """`forward.Expected` and a dose, both of which may be divided by."""
     dose = jnp.maximum(jnp.asarray(electrons_per_pixel, jnp.float32), FEWEST_ELECTRONS)
+    return _expected(model, volume, side_walls), dose
+
+
+def _expected(model, volume, side_walls):
+    """`forward.Expected`, with yields whose variance may be divided by."""
     expected = forward.expect(model, volume, side_walls=side_walls)
-    return expected._replace(yields=jnp.maximum(expected.yields, LEAST_YIELD)), dose
+    return expected._replace(yields=jnp.maximum(expected.yields, LEAST_YIELD))
 
 
 def _half_deviance(part, difference, expected, rest):
@@ -291,7 +296,7 @@ def _jacobian(model, volume_of, parameters, side_walls):
     """Derivatives of the yields [y, x, e, p], and `forward.Expected`."""
 
     def images(parameters):
-        expected = forward.expect(model, volume_of(parameters), side_walls=side_walls)
+        expected = _expected(model, volume_of(parameters), side_walls)
         return expected.yields, expected
 
     return jax.jacfwd(images, has_aux=True)(parameters)

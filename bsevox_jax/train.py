@@ -131,14 +131,14 @@ def _start(run: Run, input_shape: tuple[int, ...]) -> tuple[TrainState, Progress
     config = run.config
     optimiser, _ = _optimiser(run, 1)
     state = steps.init_state(run.network, optimiser, input_shape, config.seed)
-    if config.start_from:
-        weights = checkpoint.load_weights(config.start_from, like=state.weights)
-        state = steps.begin(weights["params"], weights["batch_stats"], optimiser, state.step)
     progress = Progress()
     if run.latest.step is not None:
         state, meta = run.latest.restore(state)
         progress = Progress(**meta["progress"])
         run.log.changes(meta["config"], _plain(config))
+    elif config.start_from:
+        weights = checkpoint.load_weights(config.start_from, like=state.weights)
+        state = steps.begin(weights["params"], weights["batch_stats"], optimiser, state.step)
     run.log.begin(int(state.step))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     run.log.text(f"bsevox_jax {bsevox_jax.__version__}, {config.model.name} with {parameters:,} parameters")

@@ -112,7 +112,7 @@ def tested_elsewhere(evaluated, tmp_path_factory):
 def test_structures_of_the_test_set_are_taken_at_its_dose(evaluated, tested_elsewhere):
     folder, (data_dir, splits, results) = evaluated[0], tested_elsewhere
     assert [path.name for path in data_dir.iterdir()] == ["test.npz"], "nothing was simulated"
-    assert results["dose"]["test"] == 40
+    assert results["dose"] == {"train": [small_export.DOSE, small_export.DOSE], "test": 40}
     assert results["test_specimens"] == 3 and results["data_set"] == "elsewhere"
     export = checkpoint.load_export(str(folder / "run" / "export"))
     for series, split, first in (
@@ -147,7 +147,7 @@ def test_iou_by_family_is_the_mean_of_its_specimens():
     found[2, :, :, 12:] = 0  # two of the five planes of voxels are found
     about = (np.ones(labels.shape, int), labels, 1, sim.PAPER_ENERGIES_KEV, "cubes")
     examples = data.Examples(*about, families=("box", "box", "core-shell wire", "grating"))
-    by_family = iou_by_family(found, examples)
+    by_family = iou_by_family(iou_cu(found, labels), examples.families)
     assert by_family["iou_by_family"] == pytest.approx({"box": 0.5, "core-shell wire": 0.4, "grating": 1})
     assert by_family["iou_single_body"] == pytest.approx((1 + 0 + 0.4) / 3)
     with pytest.raises(ValueError, match="families must name each of the 4 specimens; got 2"):

@@ -95,6 +95,8 @@ def test_training_may_begin_with_the_weights_of_an_export(finished, folder, tmp_
     for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(kept), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     assert f"began with the weights of {finished[1]}" in capsys.readouterr().out
+    config.start_from = str(tmp_path / "gone")
+    assert train.train(config, str(tmp_path)) == str(tmp_path / "export"), "a run that began needs it no more"
 
 
 @pytest.mark.slow
@@ -104,7 +106,7 @@ def test_weights_of_another_network_are_refused_as_a_start(finished, folder, tmp
     config.model.widths = (8, 16)
     with pytest.raises(ValueError, match="must fit the configuration; got .* or another start_from") as error:
         train.train(config, str(tmp_path / "run"))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and os.listdir(tmp_path) == []
 
 
 LONG = ["--phase1.epochs=60", "--phase2.epochs=30"]

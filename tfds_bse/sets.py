@@ -161,13 +161,18 @@ def numbers(split: str, specimens: range) -> np.ndarray:
     return np.arange(specimens.start, specimens.stop) + FIRST_SPECIMEN[split]
 
 
+def keys(config: Config, split: str, specimens: range) -> jax.Array:
+    """The keys [n] that random specimens, counted within their split, are drawn with."""
+    key = jax.random.key(config.seed)
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(numbers(split, specimens))
+
+
 def draw(config: Config, split: str, specimens: range) -> tuple[np.ndarray, np.ndarray]:
     """Labels uint8 [n, y, x, z] and index into `FAMILIES` [n] of specimens counted within their split."""
     if split in _LISTED:
         families, makers = zip(*_LISTED[split][specimens.start : specimens.stop], strict=True)
         return np.stack([make() for make in makers]), np.array([FAMILIES.index(name) for name in families])
-    key = jax.random.key(config.seed)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers(split, specimens))
+    drawn_with = keys(config, split, specimens)
     if split == TEXTURES:
-        return np.asarray(_draw_textures(keys)), np.full(len(specimens), FAMILIES.index(TEXTURES))
-    return jax.device_get(_draw(keys))
+        return np.asarray(_draw_textures(drawn_with)), np.full(len(specimens), FAMILIES.index(TEXTURES))
+    return jax.device_get(_draw(drawn_with))
