@@ -153,8 +153,8 @@ def best_volume(probability: np.ndarray) -> np.ndarray:
 
 
 def best_volumes(probability: np.ndarray) -> np.ndarray:
-    """`best_volume` of every specimen [n, y, x, z]."""
-    return np.stack([best_volume(p) for p in probability])
+    """1 in the `best_volume` of every specimen [n, y, x, z], 0 elsewhere."""
+    return np.stack([best_volume(p) for p in probability]).astype(np.float32)
 
 
 def ahead_of(model, counts, labels: np.ndarray, found: np.ndarray, dose) -> np.ndarray:
