@@ -8,7 +8,7 @@ from configs import moderate
 def get_config() -> ConfigDict:
     config = moderate.get_config()
     config.data.config = "standard-train"  # gives the normalisation; shipped, as the other two
-    config.data.held_out = "calibration"  # validation at the dose of the test
+    config.data.held_out = "standard-validation"  # at the dose of the test
     config.data.test_config = "standard-test"
     config.data.batch_size = 32  # the optimiser costs an example half of what it does at 16
     config.data.symmetries = True  # exact for normal incidence and mirror walls

@@ -110,6 +110,12 @@ _OURS = (
         electrons_per_pixel=100,
     ),
     Config(
+        name="standard-validation",
+        description="The shipped validation set, at the dose of the test: for choices of networks.",
+        specimens={"validation": 64},
+        electrons_per_pixel=1000,
+    ),
+    Config(
         name="calibration",
         description="Validation specimens at a higher dose: for the errors of the image model.",
         specimens={"validation": 16},
