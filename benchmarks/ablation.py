@@ -9,13 +9,13 @@ on validation specimens before. Writes `ablation_<of>.json` into the folder; a n
 trained again.
 """
 
+import dataclasses
 import json
 import math
 import os
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -106,16 +106,6 @@ def trained(name: str, changes: dict) -> checkpoint.Export:
     return checkpoint.load_export(str(workdir / "export"))
 
 
-def symmetric_probability(export: checkpoint.Export, counts: np.ndarray, dose: int) -> np.ndarray:
-    """Probability of Cu averaged over the eight symmetries of the square."""
-    turn = jax.jit(jax.vmap(data.transform, in_axes=(0, None)))
-    total = 0.0
-    for k in range(data.SYMMETRIES):
-        turned = cu_probability(export, np.asarray(turn(counts, k)), dose)
-        total = total + np.asarray(turn(turned, data.INVERSE[k]))
-    return total / data.SYMMETRIES
-
-
 def scores(splits: dict, probability_of) -> dict[str, np.ndarray]:
     """IoU of every specimen of three groups."""
     test, odd = splits["test"], splits["out_of_family"]
@@ -130,13 +120,13 @@ def scores(splits: dict, probability_of) -> dict[str, np.ndarray]:
 def after_training(export: checkpoint.Export, splits: dict) -> dict[str, dict]:
     """What can be done with a trained network."""
     dose = splits["test"].electrons_per_pixel
-    symmetric = lambda counts: symmetric_probability(export, counts, dose)  # noqa: E731
+    config = export.config | {"data": export.config["data"] | {"symmetries": False}}
+    as_seen = dataclasses.replace(export, config=config)
     return {
-        "mean over the symmetries": scores(splits, symmetric),
+        "images in one attitude": scores(splits, lambda counts: cu_probability(as_seen, counts, dose)),
         "threshold of greatest expected IoU": scores(
             splits, lambda counts: best_volumes(cu_probability(export, counts, dose))
         ),
-        "both": scores(splits, lambda counts: best_volumes(symmetric(counts))),
     }
 
 

@@ -18,7 +18,6 @@ from bsevox_jax.examples import save_npz as save_npz
 
 COPPER_LABEL = 2  # vacuum 0, Si 1, Cu 2: the order of the data set's materials
 SYMMETRIES = 8  # of the square: four rotations, each with and without a mirror
-INVERSE = (0, 1, 2, 3, 4, 6, 5, 7)  # of each by its index in `transform`; only quarter turns differ
 
 
 @jax.tree_util.register_dataclass
@@ -63,9 +62,9 @@ def load(data_dir: str, config_name: str, *, needs: tuple[str, ...] = (), **simu
     Args:
         data_dir: folder of the data sets.
         config_name: a file `*.npz` in `data_dir` (or its absolute path) written by `save_npz`, or a
-            configuration of `bse_voxels` (smoke, quickstart, paper, standard-train, standard-test, textures,
-            calibration). What the project ships of these is read at once; another one is built by TFDS if it
-            is missing.
+            configuration of `bse_voxels` (smoke, quickstart, paper, standard-train, standard-test,
+            standard-validation, textures, calibration). What the project ships of these is read at once;
+            another one is built by TFDS if it is missing.
         needs: splits that must be there.
         simulator: `kind`, bsevox or nebula, and its binary, materials and arguments.
 

@@ -1,14 +1,17 @@
 """From an image stack to a Cu volume, with a trained network on any number of devices."""
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 import bsevox_jax
 from bsevox_jax import checkpoint, imageio, metrics, models, parallel, report
+from bsevox_jax.models.equivariant import INVERSE, turned
 
 VOXEL_NM = 1.0  # of the simulated training data, and so of every network yet
 ROWS_PER_DEVICE = 8
@@ -103,6 +106,8 @@ def assumptions(stack: imageio.Stack, export: checkpoint.Export) -> list[str]:
 def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_pixel: int) -> np.ndarray:
     """The network's probability of Cu, computed on all devices.
 
+    A network that learnt from specimens in all attitudes is shown the images in each, and the mean is taken.
+
     Args:
         export: the network.
         counts: [n, y, x, e] integers; every process passes all of them.
@@ -112,10 +117,15 @@ def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_
         float32 [n, y, x, z].
     """
     network = models.build(**export.config["model"])
+    all_attitudes = export.config["data"]["symmetries"]
 
     def predict(weights, counts):
-        logits = network.apply(weights, export.normalisation(counts, electrons_per_pixel), train=False)
-        return lax.all_gather(metrics.cu_probability(logits), parallel.AXIS, tiled=True)
+        def seen(images):
+            return metrics.cu_probability(network.apply(weights, images, train=False))
+
+        images = export.normalisation(counts, electrons_per_pixel)
+        volumes = symmetric_mean(seen, images) if all_attitudes else seen(images)
+        return lax.all_gather(volumes, parallel.AXIS, tiled=True)
 
     mapped, weights = parallel.map_evaluation(predict), parallel.replicate(export.weights)
     devices = jax.device_count()
@@ -127,6 +137,22 @@ def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_
         )  # the last is filled up
         volumes.append(parallel.unreplicate(mapped(weights, parallel.shard(counts[rows]))))
     return np.concatenate(volumes)[: len(counts)].astype(np.float32)
+
+
+def symmetric_mean(predict: Callable, images: jax.Array) -> jax.Array:
+    """Volumes [b, y, x, z] that `predict` makes of images [b, y, x, e], averaged over all attitudes."""
+    every = range(len(INVERSE))
+    square = images.shape[1] == images.shape[2]
+    total = 0.0
+    for together in (every,) if square else (every[:4], every[4:]):  # those of one shape in one batch
+        seen = jnp.concatenate([_turned(images, k) for k in together])
+        for k, volumes in zip(together, jnp.split(predict(seen), len(together)), strict=True):
+            total = total + _turned(volumes, INVERSE[k])
+    return total / len(INVERSE)
+
+
+def _turned(batch, symmetry):
+    return jax.vmap(functools.partial(turned, symmetry=symmetry))(batch)
 
 
 def _listed(energies) -> str:

@@ -180,7 +180,10 @@ def training(folder, *more):
             "batch_size must be divisible by the number of devices; got 30 and 4",
         ),
         ("--config.data.config=absent.npz", "the data set must exist; got"),
-        ("--config.data.config=big", "standard-test, standard-validation, textures, calibration; got 'big'. Take one"),
+        (
+            "--config.data.config=big",
+            "textures, calibration; got 'big'. Take one",
+        ),
         ("--config=configs/absent.py", "the configuration must exist; got configs/absent.py"),
         ("--confg=x", "Unknown command line flag 'confg'"),
         ("--mode=fly", "value should be one of <train|evaluate|reconstruct|simulate|plan>"),

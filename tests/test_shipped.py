@@ -144,7 +144,9 @@ def test_shipped_set_is_read_without_tensorflow_datasets(config, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["standard-train", "standard-test", "standard-validation", "textures", "calibration"])
+@pytest.mark.parametrize(
+    "name", ["standard-train", "standard-test", "standard-validation", "textures", "calibration"]
+)
 def test_what_the_project_ships_is_whole_and_of_the_configuration(name):
     found = tfds_bse.find_shipped(name)
     assert found is not None, "the shipped set must be of the simulator's version"

@@ -104,16 +104,16 @@ _OURS = (
         electrons_per_pixel=1000,
     ),
     Config(
-        name="textures",
-        description="Copper anywhere, rough surfaces and thinner films: for the image model.",
-        specimens={TEXTURES: 800},
-        electrons_per_pixel=100,
-    ),
-    Config(
         name="standard-validation",
         description="The shipped validation set, at the dose of the test: for choices of networks.",
         specimens={"validation": 64},
         electrons_per_pixel=1000,
+    ),
+    Config(
+        name="textures",
+        description="Copper anywhere, rough surfaces and thinner films: for the image model.",
+        specimens={TEXTURES: 800},
+        electrons_per_pixel=100,
     ),
     Config(
         name="calibration",
