@@ -2,8 +2,9 @@
 
     python -m benchmarks.ablation                          # four minutes per training on two slow cores
     python -m benchmarks.ablation --of=paper               # the parts of the paper's network, shrunk
+    python -m benchmarks.ablation --of=networks            # other networks in the place of ours
 
-The network, the number of examples and the test are the same for all; what stands in a row is the change in
+The number of examples and the test are the same for all; what stands in a row is the change in
 the IoU of the same specimens of `standard-test`, with the standard error of its mean. The choices were made
 on validation specimens before. Writes `ablation_<of>.json` into the folder; a network that is there is not
 trained again.
@@ -31,10 +32,16 @@ from configs import compact, lite, quickstart
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("folder", "runs/ablation", "of the networks and the results")
-flags.DEFINE_enum("of", "recipe", ["recipe", "paper"], "what is taken apart")
+flags.DEFINE_enum("of", "recipe", ["recipe", "paper", "networks"], "what is taken apart")
 flags.DEFINE_integer("epochs", 15, "of each training, with 1,600 specimens each")
 flags.DEFINE_integer("seed", 0, "of the trainings")
 
+ADAMW = {
+    "optim.name": "adamw",
+    "phase1.learning_rate": 1e-3,
+    "phase2.learning_rate": 1e-3,
+    "phase1.final_learning_rate": 3e-4,
+}
 RECIPE = {  # name -> keys that undo one choice
     "as it is": {},
     "no average of the weights": {"optim.average_decay": 0.0},
@@ -46,12 +53,7 @@ RECIPE = {  # name -> keys that undo one choice
     },
     "cross-entropy with the paper's weights": {"phase1.loss.lam": 1 / 12},
     "Lovasz loss over the batch": {"phase2.loss.per_sample": False, "phase2.loss.classes": "present"},
-    "AdamW": {
-        "optim.name": "adamw",
-        "phase1.learning_rate": 1e-3,
-        "phase2.learning_rate": 1e-3,
-        "phase1.final_learning_rate": 3e-4,
-    },
+    "AdamW": ADAMW,
     "doses of 1,000 only": {
         "data.forward.lowest_electrons_per_pixel": 1000.0,
         "data.forward.highest_electrons_per_pixel": 1000.0,
@@ -66,6 +68,12 @@ PAPER = {  # Zheng et al. 2024, Table 1
     "without patch embedding": {"model.sope": False},
     "without S2-MLP blocks": {"model.s2": False},
     "plain FFN": {"model.conv_ffn": False},
+}
+NETWORKS = {  # name -> keys; "model" replaces the whole network
+    "as it is": {},
+    "as it is, AdamW": ADAMW,
+    "3D U-Net": ADAMW | {"model": dict(name="unet3d", base=8, levels=3, energy_maps=0)},
+    "the paper's network": ADAMW | {"model": dict(name="bsevoxnet", widths=(48, 96), blocks=(2, 4))},
 }
 
 
@@ -96,9 +104,12 @@ def paper() -> ConfigDict:
 
 def trained(name: str, changes: dict) -> checkpoint.Export:
     """The network of the recipe with these keys changed."""
-    config = {"recipe": recipe, "paper": paper}[FLAGS.of]()
+    config = (paper if FLAGS.of == "paper" else recipe)()
     config.seed = FLAGS.seed
-    config.update_from_flattened_dict({k: FLAGS.epochs if v == "all" else v for k, v in changes.items()})
+    changes = {k: FLAGS.epochs if v == "all" else v for k, v in changes.items()}
+    if "model" in changes:
+        config.model = ConfigDict(changes.pop("model"))
+    config.update_from_flattened_dict(changes)
     workdir = Path(FLAGS.folder) / f"{FLAGS.of}_{FLAGS.seed}_{name.replace(' ', '_')}"
     if not (workdir / "export").exists():
         print(f"training: {name}", file=sys.stderr, flush=True)
@@ -107,13 +118,18 @@ def trained(name: str, changes: dict) -> checkpoint.Export:
 
 
 def scores(splits: dict, probability_of) -> dict[str, np.ndarray]:
-    """IoU of every specimen of three groups."""
-    test, odd = splits["test"], splits["out_of_family"]
-    iou = np.array(iou_cu(probability_of(test.counts), test.labels))
+    """IoU of every specimen, by group."""
+    iou = {
+        split: np.array(iou_cu(probability_of(images.counts), images.labels))
+        for split, images in splits.items()
+    }
     return {
-        "all": iou,
-        "one body": iou[np.isin(test.families, SINGLE_BODIES)],
-        "out of the families": np.array(iou_cu(probability_of(odd.counts), odd.labels)),
+        "all": iou["test"],
+        "one body": iou["test"][np.isin(splits["test"].families, SINGLE_BODIES)],
+        "out of the families": iou["out_of_family"],
+        "cubes": iou["nanocube"],
+        "upright wires": iou["nanowire"][:5],
+        "lying wires": iou["nanowire"][5:],
     }
 
 
@@ -142,14 +158,14 @@ def table(found: dict[str, dict]) -> dict:
                 "iou": float(iou.mean()),
                 "change": float(difference.mean()),
                 "standard_error": float(difference.std(ddof=1) / math.sqrt(len(iou))),
-            }
+            } | ({"each": iou.tolist()} if len(iou) <= 5 else {})
     return rows
 
 
 def main(_):
     splits, found = data.load("data", "standard-test"), {}
     dose = splits["test"].electrons_per_pixel
-    for name, changes in {"recipe": RECIPE, "paper": PAPER}[FLAGS.of].items():
+    for name, changes in {"recipe": RECIPE, "paper": PAPER, "networks": NETWORKS}[FLAGS.of].items():
         export = trained(name, changes)
         found[name] = scores(splits, lambda counts, export=export: cu_probability(export, counts, dose))
         if not changes and FLAGS.of == "recipe":
