@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
 
     config.data.source = "forward"
     config.data.forward.specimens = 3200  # 100 steps per epoch
-    config.data.forward.fresh = 256  # a specimen stays for a dozen epochs, with other noise in each
+    config.data.forward.fresh = 512  # a specimen stays for six epochs, with other noise in each
     config.data.forward.textures = 0.15  # what is like no family keeps the network open to it
     config.data.forward.lowest_electrons_per_pixel = 500.0
     config.data.forward.highest_electrons_per_pixel = 2000.0
