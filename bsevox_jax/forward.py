@@ -114,7 +114,7 @@ def expect(model: ImageModel, volume: jax.Array, *, side_walls: str = "mirror") 
     _check(model, volume, side_walls)
     batch = volume.reshape(-1, *volume.shape[-4:])
     # Beyond the margin the network sees the mirrored field, twice as far away.
-    margin = -(-_reach(model.network) // 2) if side_walls == "open" else 0
+    margin = -(-reach(model.network) // 2) if side_walls == "open" else 0
     batch = jnp.pad(batch, ((0, 0), (margin, margin), (margin, margin), (0, 0), (0, 0)))
     network = model.network.clone(side_walls="mirror" if side_walls == "open" else side_walls)
     outputs, features = network.apply(model.weights, batch, train=False, with_features=True)
@@ -212,9 +212,14 @@ def _with_bias(features):
     return jnp.concatenate([features, jnp.ones_like(features[..., :1])], axis=-1)
 
 
-def _reach(network) -> int:
+def reach(network) -> int:
     """How far away, in pixels, a voxel can change a pixel."""
     return network.first_size // 2 + sum(network.dilations)
+
+
+def depth(model: ImageModel) -> int:
+    """Voxels along z of the volumes that a model takes."""
+    return model.weights["params"]["lift"]["kernel"].shape[3] // model.network.materials
 
 
 def _check(model, volume, side_walls):
@@ -222,10 +227,9 @@ def _check(model, volume, side_walls):
         raise ValueError(
             f"side_walls must be one of {', '.join(SIDE_WALLS)}; got {side_walls!r}. Use mirror."
         )
-    materials = model.network.materials
-    depth = model.weights["params"]["lift"]["kernel"].shape[3] // materials
-    if volume.shape[-2:] != (depth, materials):
+    materials, voxels = model.network.materials, depth(model)
+    if volume.shape[-2:] != (voxels, materials):
         raise ValueError(
-            f"a volume must be labels [..., y, x, {depth}] or fractions [..., y, x, {depth}, {materials}]; "
-            f"got {volume.shape}. Cut or fill it to {depth} voxels of 1 nm."
+            f"a volume must be labels [..., y, x, {voxels}] or fractions [..., y, x, {voxels}, {materials}]; "
+            f"got {volume.shape}. Cut or fill it to {voxels} voxels of 1 nm."
         )

@@ -116,23 +116,29 @@ def test_bodies_are_found_in_images_of_the_operator_itself(at_silicon):
     makers += list(shapes.SHAPES.values())[:5]
     labels = np.stack([np.asarray(make()) for make in makers])
     assert len(labels) == 14
-    dose = 1e6
-    for method in (em, tv):
-        operator = deconvolution.non_negative(at_silicon) if method is em else at_silicon
-        mean = jnp.clip(operator.background + deconvolution.apply(operator, labels == 2), 1e-6, 1)
-        yields = mean + jnp.sqrt(mean * (1 - mean) / dose) * jax.random.normal(jax.random.key(6), mean.shape)
-        iou = np.array(iou_cu(method(operator, yields, dose), labels))
-        assert (iou >= 0.98).sum() >= 12, iou
+    dose, settings = 1e6, dict(strength=0.3, model_error=0.0, iterations=1500, refreshes=1)
+    mean = jnp.clip(at_silicon.background + deconvolution.apply(at_silicon, labels == 2), 1e-6, 1)
+    yields = mean + jnp.sqrt(mean * (1 - mean) / dose) * jax.random.normal(jax.random.key(6), mean.shape)
+    iou = np.array(iou_cu(deconvolution.tv(at_silicon, yields, dose, **settings), labels))
+    assert (iou >= 0.98).sum() >= 12, iou
 
 
-def em(operator, yields, dose):
-    del dose
-    return deconvolution.em(operator, yields, iterations=2000)
+def test_every_step_of_expectation_maximisation_is_more_likely(small):
+    operator = deconvolution.non_negative(small)
+    f = np.random.default_rng(8).uniform(size=(*FIELD, DEPTHS)) > 0.7
+    contrast, most = (np.asarray(deconvolution.apply(operator, volume)) for volume in (f, np.ones_like(f)))
 
+    def divergence(iterations):
+        found = deconvolution.em(operator, BACKGROUND + contrast, iterations=iterations)
+        assert 0 <= found.min() and found.max() <= 1
+        made = np.asarray(deconvolution.apply(operator, found))
+        parts = ((contrast, made), (most - contrast, most - made))
+        return sum(
+            (counted * np.log(counted / expected) + expected - counted).sum() for counted, expected in parts
+        )
 
-def tv(operator, yields, dose):
-    settings = dict(strength=0.3, model_error=0.0, iterations=1500, refreshes=1)
-    return deconvolution.tv(operator, yields, dose, **settings)
+    path = [divergence(iterations) for iterations in (0, 1, 2, 5, 10, 50, 500)]
+    assert path == sorted(path, reverse=True) and path[-1] < 0.01 * path[0]
 
 
 def test_total_variation_ends_where_no_voxel_can_lower_the_sum(small):
