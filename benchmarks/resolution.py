@@ -283,7 +283,7 @@ def draw(path: str, found: dict) -> None:
         for top in TOPS_NM:
             by_period = {p: tops[top] for p, tops in found["contrast"][kind].items() if top in tops}
             panel.plot(list(by_period), list(by_period.values()), "o-", label=f"{top} nm deep")
-        panel.set(title=title, xlabel="period (nm)", ylabel="contrast found (true: 1)", ylim=(-0.1, 1.05))
+        panel.set(title=title, xlabel="period (nm)", ylabel="contrast found (true: 1)", ylim=(-0.7, 1.05))
         panel.legend()
     error = found["layer_depth_error_nm"]
     axes[0, 2].plot(list(error), list(error.values()), "o-")
@@ -306,7 +306,7 @@ def draw(path: str, found: dict) -> None:
     axes[1, 2].set(title="calibration", xlabel="probability of Cu stated", ylabel="share that is Cu")
     for depth in CUBE_DEPTHS_NM:
         errors = [of_depth[depth] for of_depth in found["against_energies"].values()]
-        axes[0, 3].loglog(list(found["against_energies"]), errors, "o-", label=f"{depth:g} nm deep")
+        axes[0, 3].semilogy(list(found["against_energies"]), errors, "o-", label=f"{depth:g} nm deep")
     axes[0, 3].set(
         title="a cube of 5 nm, same electrons in all",
         xlabel="beam energies",
