@@ -32,7 +32,7 @@ from bsevox_jax.sim.files import whole_file
 from bsevox_jax.simulate import counts_of
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "of the run whose network is measured; none: the shipped network")
+flags.DEFINE_string("run", None, "folder of the run whose network is measured; none: the shipped network")
 flags.DEFINE_string("structures", "runs/resolution.npz", "file of the simulated structures")
 
 FIELD = 20  # voxels of 1 nm on each axis
@@ -324,7 +324,7 @@ def draw(path: str, found: dict) -> None:
 
 
 def main(_):
-    folder, workdir = checkpoint.of_run(FLAGS.workdir, "compact")
+    folder, workdir = checkpoint.of_run(FLAGS.run, "compact")
     export = checkpoint.load_export(folder)
     splits, model = data.load("data", "standard-test"), forward.load()
     images = {s: forward.expect_all(model, splits[s].labels) for s in ("test", "out_of_family")}

@@ -34,6 +34,7 @@ class Stream:
         specimens: of an epoch.
         fresh: how many of them the epoch before did not have.
         textures: share of the specimens that belong to no family, see `textures`.
+        stacks: share with bodies below each other, see `textures.random_stack`.
         thickness_nm: range of the thickness of the film; vacuum below.
         relief_nm: range of the relief of the surface, see `textures.carved`.
     """
@@ -45,6 +46,7 @@ class Stream:
     specimens: int
     fresh: int
     textures: float
+    stacks: float
     thickness_nm: tuple[float, float]
     relief_nm: tuple[float, float]
 
@@ -54,9 +56,10 @@ class Stream:
                 "data.forward.specimens must be from 1, and fresh from 0 to specimens; "
                 f"got {self.specimens} and {self.fresh}. Use e.g. 8192 and 1024."
             )
-        if not 0 <= self.textures <= 1:
+        if min(self.textures, self.stacks) < 0 or self.textures + self.stacks > 1:
             raise ValueError(
-                f"data.forward.textures must be from 0 to 1; got {self.textures}. Use 0 for none."
+                "data.forward.textures and stacks must be from 0 and together at most 1; "
+                f"got {self.textures} and {self.stacks}. Use 0 for none."
             )
         check_range("thickness_nm", self.thickness_nm, 1)
         check_range("relief_nm", self.relief_nm, 0)
@@ -98,7 +101,8 @@ class Stream:
         return (
             f"{self.name}: {self.specimens} training examples per epoch, {self.fresh} of them new, "
             f"at {low:g} to {self.electrons_per_pixel} electrons per pixel; "
-            f"textures {self.textures:g}, thickness_nm {self.thickness_nm}, relief_nm {self.relief_nm}; "
+            f"textures {self.textures:g}, stacks {self.stacks:g}, thickness_nm {self.thickness_nm}, "
+            f"relief_nm {self.relief_nm}; "
             f"instrument errors: {self.microscope.effects}"
         )
 
@@ -128,9 +132,11 @@ class Stream:
         limits_nm = jnp.array([self.relief_nm, self.thickness_nm]).T
         sizes_nm = phantoms.between(jax.random.uniform(sizes, (2,)), limits_nm)
         labels = phantoms.random_specimen(bodies, self.shape)
+        kind = jax.random.uniform(jax.random.fold_in(bodies, 0))
         if self.textures:
-            chosen = jax.random.uniform(jax.random.fold_in(bodies, 0)) < self.textures
-            labels = jnp.where(chosen, textures.random_texture(bodies, self.shape), labels)
+            labels = jnp.where(kind < self.textures, textures.random_texture(bodies, self.shape), labels)
+        if self.stacks:
+            labels = jnp.where(kind > 1 - self.stacks, textures.random_stack(bodies, self.shape), labels)
         return textures.carved(surface, labels, *sizes_nm)
 
     @functools.cached_property
@@ -169,6 +175,7 @@ def start(
     specimens: int,
     fresh: int,
     textures: float,
+    stacks: float,
     thickness_nm: tuple[float, float],
     relief_nm: tuple[float, float],
     **microscope,
@@ -181,7 +188,7 @@ def start(
         seed: of the run.
         symmetries: as in `Microscope`.
         model: folder of an exported image model; "": the shipped one.
-        specimens, fresh, textures, thickness_nm, relief_nm: as in `Stream`.
+        specimens, fresh, textures, stacks, thickness_nm, relief_nm: as in `Stream`.
         microscope: as in `Microscope`.
 
     Raises:
@@ -205,6 +212,7 @@ def start(
         specimens=specimens,
         fresh=fresh,
         textures=textures,
+        stacks=stacks,
         thickness_nm=tuple(thickness_nm),
         relief_nm=tuple(relief_nm),
     )

@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     forward.specimens = 8192  # of an epoch
     forward.fresh = 1024  # how many of them the epoch before did not have; 0: always the same
     forward.textures = 0.0  # share of specimens of no family: waves, sponges, single voxels
+    forward.stacks = 0.0  # share of specimens with bodies below each other, of which the families have few
     forward.lowest_electrons_per_pixel = 50.0  # the dose of an example is log-uniform from here
     forward.highest_electrons_per_pixel = 1000.0  # to here
     forward.thickness_nm = (20.0, 20.0)  # of the film, vacuum below; the depth of the volume: no film

@@ -54,6 +54,7 @@ PACKAGE_ARROWS = {
     "checkpoint": {"data", "parallel"},
     "forward": {"checkpoint", "examples", "models", "sim"},
     "likelihood": {"forward"},
+    "deconvolution": {"data", "examples", "forward", "likelihood"},
     "plan": {"forward", "imageio", "likelihood"},
     "task": {"data", "examples", "forward", "losses", "metrics"},
     "step": {"parallel", "task"},

@@ -11,7 +11,7 @@ from bsevox_jax import checkpoint, data, forward, observe, sim, source, stream, 
 from bsevox_jax.sim import phantoms, textures
 from configs import compact
 
-SMALL = dict(specimens=10, fresh=4, textures=0.0, thickness_nm=(10.0, 25.0), relief_nm=(0.0, 4.0))
+SMALL = dict(specimens=10, fresh=4, textures=0.0, stacks=0.0, thickness_nm=(10.0, 25.0), relief_nm=(0.0, 4.0))
 
 
 @pytest.fixture(scope="module")
@@ -139,20 +139,21 @@ def test_specimens_are_those_of_their_numbers_less_film_and_relief_and_images_ar
 
 
 @pytest.mark.slow
-def test_share_of_the_specimens_are_textures(a_stream):
-    drawn = a_stream(textures=0.25, thickness_nm=(20.0, 20.0), relief_nm=(0.0, 0.0))
+def test_shares_of_the_specimens_are_textures_and_stacks(a_stream):
+    drawn = a_stream(textures=0.25, stacks=0.25, thickness_nm=(20.0, 20.0), relief_nm=(0.0, 0.0))
     root = jax.random.fold_in(jax.random.key(0), stream.SPECIMENS)
 
     @jax.jit
     @jax.vmap
     def compared(number):
         key = jax.random.split(jax.random.fold_in(root, number), 3)[0]
-        makers = phantoms.random_specimen, textures.random_texture
+        makers = phantoms.random_specimen, textures.random_texture, textures.random_stack
         return [jnp.all(drawn.specimen(number) == make(key)) for make in makers]
 
-    of_family, texture = map(np.asarray, compared(np.arange(64)))
-    np.testing.assert_array_equal(of_family, ~texture)
-    assert 6 <= texture.sum() <= 26, "a quarter of 64, within three standard errors"
+    of_family, texture, stack = map(np.asarray, compared(np.arange(64)))
+    np.testing.assert_array_equal(of_family.astype(int) + texture + stack, 1)
+    for share in (texture, stack):
+        assert 6 <= share.sum() <= 26, "a quarter of 64, within three standard errors"
 
 
 def read_records(workdir):

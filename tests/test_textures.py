@@ -113,3 +113,23 @@ def test_textures_of_the_data_set_are_drawn_by_their_numbers():
     for number, texture in zip(numbers, labels, strict=True):
         key = jax.random.fold_in(jax.random.key(config.seed), number)
         np.testing.assert_array_equal(texture, alone(key))
+
+
+def test_stacks_have_silicon_between_copper_above_and_below():
+    stacks = np.asarray(jax.jit(jax.vmap(textures.random_stack))(KEYS))
+    assert stacks.dtype == np.uint8 and set(np.unique(stacks)) == {SILICON, COPPER}
+    copper = stacks == COPPER
+    assert copper.any((1, 2, 3)).all()
+    begins = np.diff(copper.astype(int), axis=3, prepend=0) == 1
+    bodies = begins.sum(3).max((1, 2))  # that one column passes through
+    # One in four lies so deep or at such places that a column meets a single body.
+    assert (bodies >= 2).mean() > 0.7 and bodies.max() == textures.STACKED[1]
+    for family in sets.draw(sets.find("paper"), "train", range(NUMBER)):
+        if family.ndim == 4:
+            begins = np.diff((family == COPPER).astype(int), axis=3, prepend=0) == 1
+            assert (begins.sum(3).max((1, 2)) >= 2).mean() < 0.4
+
+
+def test_same_key_same_stack_alone_or_in_a_batch():
+    stacks = np.asarray(jax.jit(jax.vmap(textures.random_stack))(KEYS[:20]))
+    np.testing.assert_array_equal(jax.jit(textures.random_stack)(KEYS[3]), stacks[3])

@@ -2,7 +2,8 @@
 
 Cu where a sum of plane waves of random directions exceeds a level: tilted slabs from two waves, sponges
 and islands from many, single voxels from the noise that is added to some. A part has a rough surface or a
-thinner film. Volumes are uint8 [y, x, z] with voxels of 1 nm: 0 vacuum, 1 Si, 2 Cu.
+thinner film. Stacks, beside them, teach that copper may lie below copper. Volumes are uint8 [y, x, z] with
+voxels of 1 nm: 0 vacuum, 1 Si, 2 Cu.
 """
 
 import jax
@@ -18,6 +19,11 @@ NOISE = (0.4, 1.5)  # standard deviations of the waves per voxel, in the share o
 WITH_NOISE, WITH_RELIEF, THINNER = 0.4, 0.25, 0.2  # shares of the textures
 RELIEF_NM = (0.5, 4.0)  # standard deviation of the surface is half of it
 THICKNESS_NM = (6.0, 20.0)
+STACKED = (2, 4)  # bodies of a stack
+STACKED_NM, GAP_NM, TOP_NM = (1.0, 5.0), (1.0, 6.0), (0.0, 8.0)  # thickness, distance, depth of the first
+OUTLINE_NM = (2.0, 11.0)  # half width
+ALIKE, ROUND = 0.5, 0.4  # shares of the stacks with one outline for all bodies, and with elliptic ones
+SHRUNK, OFF_CENTRE_NM = (0.4, 1.0), (-4.0, 4.0)  # how the outlines of the other stacks differ
 
 
 def random_texture(key: jax.Array, shape: Shape = SHAPE) -> jax.Array:
@@ -30,6 +36,28 @@ def random_texture(key: jax.Array, shape: Shape = SHAPE) -> jax.Array:
     relief_nm = jnp.where(u[3] < WITH_RELIEF, between(u[4], RELIEF_NM), 0.0)
     thickness_nm = jnp.where(u[5] < THINNER, between(u[6], THICKNESS_NM), shape[2])
     return carved(relief, labels.astype(jnp.uint8), relief_nm, thickness_nm)
+
+
+def random_stack(key: jax.Array, shape: Shape = SHAPE) -> jax.Array:
+    """Returns the labels, uint8 [y, x, z], of Cu bodies below each other in Si; a key gives the same ones."""
+    of_stack, of_bodies = jax.random.split(key)
+    u, v = jax.random.uniform(of_stack, (8,)), jax.random.uniform(of_bodies, (STACKED[1], 6))
+    number = jnp.floor(between(u[0], (STACKED[0], STACKED[1] + 1)))
+    thickness_nm, gap_nm = between(v[:, 0], STACKED_NM), between(v[:, 1], GAP_NM)
+    bottom_nm = between(u[1], TOP_NM) + jnp.cumsum(thickness_nm + gap_nm) - gap_nm
+    alike = u[2] < ALIKE
+    half_nm = between(u[3:5], OUTLINE_NM) * jnp.where(alike, 1, between(v[:, 2:4], SHRUNK))
+    centre_nm = u[5:7] * jnp.array(shape[:2]) + jnp.where(alike, 0, between(v[:, 4:6], OFF_CENTRE_NM))
+    y, x, z = (jnp.arange(n) + 0.5 for n in shape)
+    across = jnp.abs(y - centre_nm[:, :1]) / half_nm[:, :1], jnp.abs(x - centre_nm[:, 1:]) / half_nm[:, 1:]
+    across = [
+        distance[:, :, None] if axis == 0 else distance[:, None] for axis, distance in enumerate(across)
+    ]
+    outline = jnp.where(u[7] < ROUND, across[0] ** 2 + across[1] ** 2, jnp.maximum(*across)) < 1
+    level = (z > (bottom_nm - thickness_nm)[:, None]) & (z < bottom_nm[:, None])
+    level &= (jnp.arange(STACKED[1]) < number)[:, None]
+    copper = (outline[..., None] & level[:, None, None]).any(0)
+    return jnp.where(copper, COPPER, SILICON).astype(jnp.uint8)
 
 
 def carved(
