@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bsevox_jax import data, deconvolution, forward, likelihood
+from bsevox_jax import blur, data, deconvolution, forward, likelihood
 from bsevox_jax.evaluate import iou_cu
 from bsevox_jax.examples import Examples
 from bsevox_jax.sim import phantoms, shapes
@@ -25,12 +25,12 @@ def small_kernels(seed=0):
 
 @pytest.fixture(scope="module")
 def small():
-    return deconvolution.of_kernels(small_kernels(), BACKGROUND, FIELD)
+    return blur.of_kernels(small_kernels(), BACKGROUND, FIELD)
 
 
 @pytest.fixture(scope="module")
 def at_silicon():
-    return deconvolution.of_model(forward.load(), (20, 20))
+    return blur.of_model(forward.load(), (20, 20))
 
 
 def test_operator_is_a_convolution_between_mirrors(small):
@@ -39,33 +39,33 @@ def test_operator_is_a_convolution_between_mirrors(small):
     expected = sum(
         padded[i : i + FIELD[0], j : j + FIELD[1]] @ kernels[i, j].T for i in range(9) for j in range(7)
     )
-    np.testing.assert_allclose(deconvolution.apply(small, f), expected, atol=1e-6)
+    np.testing.assert_allclose(blur.apply(small, f), expected, atol=1e-6)
 
 
 def test_adjoint_is_the_transpose(small):
     rng = np.random.default_rng(2)
     f, r = rng.normal(size=(3, *FIELD, DEPTHS)), rng.normal(size=(3, *FIELD, ENERGIES))
-    forth = (deconvolution.apply(small, f) * r).sum((1, 2, 3))
-    back = (deconvolution.adjoint(small, r) * f).sum((1, 2, 3))
+    forth = (blur.apply(small, f) * r).sum((1, 2, 3))
+    back = (blur.adjoint(small, r) * f).sum((1, 2, 3))
     np.testing.assert_allclose(forth, back, rtol=1e-4, atol=1e-5)
 
 
 def test_kernels_without_a_middle_or_symmetry_are_refused():
     kernels = small_kernels()
     with pytest.raises(ValueError, match="odd sizes; got"):
-        deconvolution.of_kernels(kernels[1:], BACKGROUND, FIELD)
+        blur.of_kernels(kernels[1:], BACKGROUND, FIELD)
     kernels[0] *= 2
     with pytest.raises(ValueError, match="symmetric in y and x"):
-        deconvolution.of_kernels(kernels, BACKGROUND, FIELD)
+        blur.of_kernels(kernels, BACKGROUND, FIELD)
 
 
 def test_regression_finds_the_operator_that_made_the_pairs(small):
     rng, dose = np.random.default_rng(3), 10**9
     labels = 1 + (rng.uniform(size=(200, *FIELD, DEPTHS)) < 0.4).astype(np.uint8)
-    yields = BACKGROUND + np.asarray(deconvolution.apply(small, labels == data.COPPER_LABEL))
+    yields = BACKGROUND + np.asarray(blur.apply(small, labels == data.COPPER_LABEL))
     energies_kev = tuple(range(1, ENERGIES + 1))
     examples = Examples(np.round(yields * dose).astype(np.int64), labels, dose, energies_kev, "pairs")
-    found = deconvolution.of_pairs(examples, ridge=1e-6)
+    found = blur.of_pairs(examples, ridge=1e-6)
     np.testing.assert_allclose(found.transfer, small.transfer, atol=1e-3)
     np.testing.assert_allclose(found.background, BACKGROUND, atol=1e-3)
 
@@ -74,20 +74,20 @@ def test_specimens_with_vacuum_are_left_out():
     labels = np.ones((3, *FIELD, DEPTHS), np.uint8)
     labels[1, 0, 0, 0] = phantoms.VACUUM
     counts = np.arange(3)[:, None, None, None] * np.ones((3, *FIELD, 2), int)
-    kept = deconvolution.of_silicon_and_copper(Examples(counts, labels, 5, (1.0, 2.0), "", ("a", "b", "c")))
+    kept = blur.of_silicon_and_copper(Examples(counts, labels, 5, (1.0, 2.0), "", ("a", "b", "c")))
     assert kept.families == ("a", "c") and set(kept.counts.ravel()) == {0, 2}
 
 
 def test_only_negative_parts_of_the_kernels_are_taken_away(small):
-    clipped = deconvolution.of_kernels(np.maximum(small_kernels(), 0), BACKGROUND, FIELD)
-    np.testing.assert_allclose(deconvolution.non_negative(small).transfer, clipped.transfer, atol=1e-5)
-    again = deconvolution.non_negative(clipped)
+    clipped = blur.of_kernels(np.maximum(small_kernels(), 0), BACKGROUND, FIELD)
+    np.testing.assert_allclose(blur.non_negative(small).transfer, clipped.transfer, atol=1e-5)
+    again = blur.non_negative(clipped)
     np.testing.assert_allclose(again.transfer, clipped.transfer, atol=1e-5)
 
 
 def test_posterior_goes_from_the_prior_to_the_truth_as_the_dose_grows(small):
     f = np.random.default_rng(4).uniform(size=(*FIELD, DEPTHS))
-    yields = BACKGROUND + deconvolution.apply(small, f)
+    yields = BACKGROUND + blur.apply(small, f)
     blind, seeing = (deconvolution.wiener(small, yields, dose) for dose in (1e-6, 1e10))
     np.testing.assert_allclose(blind.standard_deviation, deconvolution.PRIOR_FRACTION, rtol=1e-4)
     assert np.abs(blind.mean).max() < 1e-3 and (blind.modes == 0).all()
@@ -101,9 +101,7 @@ def test_posterior_is_as_wide_as_its_errors(small):
     copper, noise = jax.random.split(jax.random.key(5))
     f = deconvolution.PRIOR_FRACTION * jax.random.normal(copper, (n, *FIELD, DEPTHS))
     sigma = np.sqrt(BACKGROUND * (1 - BACKGROUND) / dose)
-    yields = (
-        BACKGROUND + deconvolution.apply(small, f) + sigma * jax.random.normal(noise, (n, *FIELD, ENERGIES))
-    )
+    yields = BACKGROUND + blur.apply(small, f) + sigma * jax.random.normal(noise, (n, *FIELD, ENERGIES))
     found = deconvolution.wiener(small, yields, dose)
     np.testing.assert_allclose((found.mean - f).std((0, 1, 2)), found.standard_deviation, rtol=0.04)
     assert found.standard_deviation.max() < 0.9 * deconvolution.PRIOR_FRACTION
@@ -117,21 +115,21 @@ def test_bodies_are_found_in_images_of_the_operator_itself(at_silicon):
     labels = np.stack([np.asarray(make()) for make in makers])
     assert len(labels) == 14
     dose, settings = 1e6, dict(strength=0.3, model_error=0.0, iterations=1500, refreshes=1)
-    mean = jnp.clip(at_silicon.background + deconvolution.apply(at_silicon, labels == 2), 1e-6, 1)
+    mean = jnp.clip(at_silicon.background + blur.apply(at_silicon, labels == 2), 1e-6, 1)
     yields = mean + jnp.sqrt(mean * (1 - mean) / dose) * jax.random.normal(jax.random.key(6), mean.shape)
     iou = np.array(iou_cu(deconvolution.tv(at_silicon, yields, dose, **settings), labels))
     assert (iou >= 0.98).sum() >= 12, iou
 
 
 def test_every_step_of_expectation_maximisation_is_more_likely(small):
-    operator = deconvolution.non_negative(small)
+    operator = blur.non_negative(small)
     f = np.random.default_rng(8).uniform(size=(*FIELD, DEPTHS)) > 0.7
-    contrast, most = (np.asarray(deconvolution.apply(operator, volume)) for volume in (f, np.ones_like(f)))
+    contrast, most = (np.asarray(blur.apply(operator, volume)) for volume in (f, np.ones_like(f)))
 
     def divergence(iterations):
         found = deconvolution.em(operator, BACKGROUND + contrast, iterations=iterations)
         assert 0 <= found.min() and found.max() <= 1
-        made = np.asarray(deconvolution.apply(operator, found))
+        made = np.asarray(blur.apply(operator, found))
         parts = ((contrast, made), (most - contrast, most - made))
         return sum(
             (counted * np.log(counted / expected) + expected - counted).sum() for counted, expected in parts
@@ -146,7 +144,7 @@ def test_total_variation_ends_where_no_voxel_can_lower_the_sum(small):
     rng, dose, strength = np.random.default_rng(7), 1e4, 0.5
     f = np.zeros((*FIELD, DEPTHS))
     f[3:7, 2:5, 1:3] = 1
-    mean = BACKGROUND + np.asarray(deconvolution.apply(small, f))
+    mean = BACKGROUND + np.asarray(blur.apply(small, f))
     yields = mean + np.sqrt(mean * (1 - mean) / dose) * rng.normal(size=mean.shape)
     settings = dict(strength=strength, model_error=0.0, iterations=1500, refreshes=0)
     found = np.asarray(deconvolution.tv(small, yields, dose, **settings))
@@ -154,7 +152,7 @@ def test_total_variation_ends_where_no_voxel_can_lower_the_sum(small):
     weight = (BACKGROUND * (1 - BACKGROUND) / dose) ** -0.5
 
     def objective(g):
-        misfit = weight * (np.asarray(deconvolution.apply(small, g)) - (yields - BACKGROUND))
+        misfit = weight * (np.asarray(blur.apply(small, g)) - (yields - BACKGROUND))
         steps = np.stack([np.diff(g, axis=a, append=np.take(g, [-1], axis=a)) for a in range(3)])
         return 0.5 * (misfit**2).sum() + strength * np.sqrt((steps**2).sum(0)).sum()
 
@@ -168,7 +166,7 @@ def test_total_variation_ends_where_no_voxel_can_lower_the_sum(small):
 def test_blind_separation_has_no_scale_and_fills_the_range(small):
     f = np.zeros((*FIELD, DEPTHS))
     f[3:7, 2:5, 1:3] = 1
-    yields = BACKGROUND + np.asarray(deconvolution.apply(small, f))
+    yields = BACKGROUND + np.asarray(blur.apply(small, f))
     settings = dict(beam_energies_kev=tuple(np.linspace(0.5, 3, ENERGIES)), depth=DEPTHS, iterations=30)
     found = deconvolution.blind(yields, **settings)
     assert found.shape == f.shape and found.min() == 0 and found.max() == 1
@@ -198,5 +196,5 @@ def test_derivative_of_the_image_model_foretells_a_little_copper(at_silicon):
     f[2:5, 7:12, 3:6] = 0.01  # near a side, whose mirror must count
     volume = jnp.stack([1 - f, f], axis=-1)
     expected = forward.expect(model, volume).yields - at_silicon.background
-    found = deconvolution.apply(at_silicon, f)
+    found = blur.apply(at_silicon, f)
     np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())

@@ -49,11 +49,9 @@ def random_stack(key: jax.Array, shape: Shape = SHAPE) -> jax.Array:
     half_nm = between(u[3:5], OUTLINE_NM) * jnp.where(alike, 1, between(v[:, 2:4], SHRUNK))
     centre_nm = u[5:7] * jnp.array(shape[:2]) + jnp.where(alike, 0, between(v[:, 4:6], OFF_CENTRE_NM))
     y, x, z = (jnp.arange(n) + 0.5 for n in shape)
-    across = jnp.abs(y - centre_nm[:, :1]) / half_nm[:, :1], jnp.abs(x - centre_nm[:, 1:]) / half_nm[:, 1:]
-    across = [
-        distance[:, :, None] if axis == 0 else distance[:, None] for axis, distance in enumerate(across)
-    ]
-    outline = jnp.where(u[7] < ROUND, across[0] ** 2 + across[1] ** 2, jnp.maximum(*across)) < 1
+    across_y = jnp.abs(y[:, None] - centre_nm[:, 0, None, None]) / half_nm[:, 0, None, None]
+    across_x = jnp.abs(x - centre_nm[:, 1, None, None]) / half_nm[:, 1, None, None]
+    outline = jnp.where(u[7] < ROUND, across_y**2 + across_x**2, jnp.maximum(across_y, across_x)) < 1
     level = (z > (bottom_nm - thickness_nm)[:, None]) & (z < bottom_nm[:, None])
     level &= (jnp.arange(STACKED[1]) < number)[:, None]
     copper = (outline[..., None] & level[:, None, None]).any(0)

@@ -1,0 +1,165 @@
+"""Images as a blur of the copper below, depth by depth: what the classical methods undo.
+
+To first order in the copper, an image is that of pure silicon plus the copper of each depth, spread by a
+point-spread function of that depth and beam energy. Between mirror walls such a blur is diagonal in the
+cosine transform (DCT-II) along y and x: one small matrix from depths to energies per frequency.
+
+Volumes are fractions of Cu [..., y, x, z] in Si, images yields [..., y, x, e]; nothing knows of vacuum.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bsevox_jax import data, forward
+from bsevox_jax.examples import Examples
+
+ROUNDING = 1e-4  # of kernels in float32, relative to the largest
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """What a blur does to each frequency.
+
+    Attributes:
+        transfer: [v, u, e, z], from the cosine transform of depths to that of energies.
+        background: [e], yields of silicon.
+    """
+
+    transfer: jax.Array
+    background: jax.Array
+
+
+def apply(operator: Operator, copper: jax.Array) -> jax.Array:
+    """The contrast [..., y, x, e], yields beyond those of silicon, of volumes [..., y, x, z]."""
+    return filtered(operator.transfer, copper)
+
+
+def adjoint(operator: Operator, contrast: jax.Array) -> jax.Array:
+    """The transpose of `apply`: [..., y, x, e] to [..., y, x, z]."""
+    return filtered(operator.transfer.swapaxes(2, 3), contrast)
+
+
+def of_kernels(kernels: np.ndarray, background: np.ndarray, shape: tuple[int, int]) -> Operator:
+    """The operator of point-spread functions.
+
+    Args:
+        kernels: [y, x, e, z] of odd sizes y and x, symmetric in both: contrast around a voxel full of Cu.
+        background: [e], yields of silicon.
+        shape: pixels (y, x) of the field.
+
+    Raises:
+        ValueError: a size is even, or a kernel is not symmetric.
+    """
+    kernels = np.asarray(kernels, np.float64)
+    if kernels.shape[0] % 2 == 0 or kernels.shape[1] % 2 == 0:
+        raise ValueError(
+            f"kernels must have a middle, so odd sizes; got {kernels.shape[:2]}. Cut or extend them."
+        )
+    if not all(
+        np.allclose(kernels, np.flip(kernels, axis), atol=ROUNDING * np.abs(kernels).max()) for axis in (0, 1)
+    ):
+        raise ValueError("kernels must be symmetric in y and x; got others. Average them with their mirrors.")
+    # Mirrors at the sides continue the field symmetrically about its edge, so a symmetric kernel acts on each
+    # cosine by its own cosine series.
+    series = [
+        np.cos(np.pi * np.outer(np.arange(n), np.arange(-(k // 2), k // 2 + 1)) / n)
+        for n, k in zip(shape, kernels.shape[:2], strict=True)
+    ]
+    transfer = np.einsum("vi,uj,ijez->vuez", *series, kernels)
+    return Operator(jnp.asarray(transfer, jnp.float32), jnp.asarray(background, jnp.float32))
+
+
+def of_pairs(examples: Examples, *, ridge: float) -> Operator:
+    """The linear operator that fits pairs of volumes and images best on average, frequency by frequency.
+
+    Args:
+        examples: without vacuum; `of_silicon_and_copper` takes those of a set.
+        ridge: added to the covariance of the copper, in units of its mean.
+    """
+    copper = data.copper(examples.labels).astype(np.float64)
+    yields = examples.counts / examples.electrons_per_pixel
+    ny, nx = copper.shape[1:3]
+    mean_copper, mean_yields = copper.mean((0, 1, 2)), yields.mean((0, 1, 2))
+    of_copper, of_yields = (
+        np.einsum("vy,ux,nyxc->vunc", _cosines(ny), _cosines(nx), fields - mean)
+        for fields, mean in ((copper, mean_copper), (yields, mean_yields))
+    )
+    covariance = of_copper.swapaxes(2, 3) @ of_copper
+    together = of_yields.swapaxes(2, 3) @ of_copper
+    nz = covariance.shape[-1]
+    strength = ridge * np.trace(covariance, axis1=2, axis2=3).mean() / nz
+    transfer = np.linalg.solve(covariance + strength * np.eye(nz), together.swapaxes(2, 3)).swapaxes(2, 3)
+    background = mean_yields - transfer[0, 0] @ mean_copper
+    return Operator(jnp.asarray(transfer, jnp.float32), jnp.asarray(background, jnp.float32))
+
+
+def of_model(model: forward.ImageModel, shape: tuple[int, int]) -> Operator:
+    """The derivative of an image model at pure silicon.
+
+    Args:
+        model: see `forward.load`.
+        shape: pixels (y, x) of the field.
+    """
+    reach, depth = forward.reach(model.network), forward.depth(model)
+    side = 2 * reach + 1  # the mirrored voxels lie just out of reach
+
+    def yields(copper):
+        return forward.expect(model, jnp.stack([1 - copper, copper], axis=-1)).yields
+
+    silicon = jnp.zeros((side, side, depth))
+    voxels = (
+        jnp.zeros((depth, side, side, depth)).at[jnp.arange(depth), reach, reach, jnp.arange(depth)].set(1)
+    )
+    background, kernels = jax.jit(jax.vmap(lambda voxel: jax.jvp(yields, (silicon,), (voxel,))))(voxels)
+    return of_kernels(np.moveaxis(kernels, 0, -1), background[0, reach, reach], shape)
+
+
+def of_silicon_and_copper(examples: Examples) -> Examples:
+    """The specimens without vacuum."""
+    full = np.flatnonzero((examples.labels > 0).all((1, 2, 3)))
+    return dataclasses.replace(
+        examples,
+        counts=examples.counts[full],
+        labels=examples.labels[full],
+        families=None if examples.families is None else tuple(examples.families[k] for k in full),
+    )
+
+
+def non_negative(operator: Operator) -> Operator:
+    """The operator without the negative parts of its point-spread functions."""
+    transfer = np.asarray(operator.transfer, np.float64)
+    # A symmetric kernel has as many numbers as there are frequencies: its middle, and pairs of others.
+    series = [
+        np.where(np.arange(n), 2, 1) * np.cos(np.pi * np.outer(np.arange(n), np.arange(n)) / n)
+        for n in transfer.shape[:2]
+    ]
+    kernels = np.einsum("iv,ju,vuez->ijez", *map(np.linalg.inv, series), transfer, optimize=True)
+    transfer = np.einsum("vi,uj,ijez->vuez", *series, np.maximum(kernels, 0), optimize=True)
+    return dataclasses.replace(operator, transfer=jnp.asarray(transfer, jnp.float32))
+
+
+def filtered(transfer: jax.Array, fields: jax.Array) -> jax.Array:
+    """Fields [..., y, x, a] with each frequency through its matrix [v, u, b, a]; [..., y, x, b]."""
+    vertical, horizontal = (jnp.asarray(_cosines(n), jnp.float32) for n in fields.shape[-3:-1])
+    spectrum = jnp.einsum("vy,ux,...yxa->...vua", vertical, horizontal, fields)
+    spectrum = jnp.einsum("vuba,...vua->...vub", transfer, spectrum)
+    return jnp.einsum("vy,ux,...vub->...yxb", vertical, horizontal, spectrum)
+
+
+def filtered_each(transfer: jax.Array, fields: jax.Array) -> jax.Array:
+    """Fields [..., y, x, e, z] with each frequency times a number [v, u, e, z]."""
+    vertical, horizontal = (jnp.asarray(_cosines(n), jnp.float32) for n in fields.shape[-4:-2])
+    spectrum = transfer * jnp.einsum("vy,ux,...yxez->...vuez", vertical, horizontal, fields)
+    return jnp.einsum("vy,ux,...vuez->...yxez", vertical, horizontal, spectrum)
+
+
+def _cosines(n):
+    """The orthonormal cosine transform DCT-II, float64 [frequency, pixel]."""
+    k = np.arange(n)
+    matrix = np.sqrt(2 / n) * np.cos(np.pi * np.outer(k, k + 0.5) / n)
+    matrix[0] /= np.sqrt(2)
+    return matrix
