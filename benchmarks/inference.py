@@ -17,8 +17,8 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.roofline import processor
-from bsevox_jax import metrics, models
-from bsevox_jax.reconstruct import symmetric_mean
+from bsevox_jax import models
+from bsevox_jax.reconstruct import predicted
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("configs", ["compact", "lite", "small", "medium", "moderate", "unet3d"], "networks")
@@ -37,10 +37,7 @@ def measured(name: str) -> dict:
 
     @jax.jit
     def apply(weights, images):
-        def seen(images):
-            return metrics.cu_probability(network.apply(weights, images, train=False))
-
-        return symmetric_mean(seen, images) if config.data.symmetries else seen(images)
+        return predicted(network, weights, images, all_attitudes=config.data.symmetries)
 
     found = {}
     for batch in map(int, FLAGS.batches):

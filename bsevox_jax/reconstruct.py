@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,11 +121,8 @@ def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_
     all_attitudes = export.config["data"]["symmetries"]
 
     def predict(weights, counts):
-        def seen(images):
-            return metrics.cu_probability(network.apply(weights, images, train=False))
-
         images = export.normalisation(counts, electrons_per_pixel)
-        volumes = symmetric_mean(seen, images) if all_attitudes else seen(images)
+        volumes = predicted(network, weights, images, all_attitudes=all_attitudes)
         return lax.all_gather(volumes, parallel.AXIS, tiled=True)
 
     mapped, weights = parallel.map_evaluation(predict), parallel.replicate(export.weights)
@@ -139,7 +137,16 @@ def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_
     return np.concatenate(volumes)[: len(counts)].astype(np.float32)
 
 
-def symmetric_mean(predict: Callable, images: jax.Array) -> jax.Array:
+def predicted(network: Any, weights: dict, images: jax.Array, *, all_attitudes: bool) -> jax.Array:
+    """Probability of Cu [b, y, x, z] of inputs [b, y, x, e], as they are or averaged over all attitudes."""
+
+    def seen(images):
+        return metrics.cu_probability(network.apply(weights, images, train=False))
+
+    return _symmetric_mean(seen, images) if all_attitudes else seen(images)
+
+
+def _symmetric_mean(predict: Callable, images: jax.Array) -> jax.Array:
     """Volumes [b, y, x, z] that `predict` makes of images [b, y, x, e], averaged over all attitudes."""
     every = range(len(INVERSE))
     square = images.shape[1] == images.shape[2]
