@@ -70,7 +70,9 @@ def picture(
             _draw_plane(axes, volume[:, :, k], voxel_nm, cmap=colours, vmin=low, vmax=high)
             axes.set_title(f"depth {(k + 0.5) * voxel_nm:g} nm" if row == 1 else "", fontsize=8)
             _label(axes, name if column == 0 else None, last_row=row == len(rows))
-        _draw_voxels(figure.add_subplot(grid[row, -1]), kinds, body_colours, voxel_nm)
+        axes = figure.add_subplot(grid[row, -1])
+        draw_voxels(axes, kinds, body_colours)
+        _write_lengths(axes, np.array(kinds.shape), voxel_nm)
     _add_legend(figure, with_truth=truth is not None)
     figure.savefig(path)
     plt.close(figure)
@@ -115,10 +117,15 @@ def _write_facts(axes, stack, found, voxel_nm, truth):
     axes.text(0.0, 1.0, "\n".join(lines), fontsize=9, va="top", linespacing=1.5, transform=axes.transAxes)
 
 
-def _draw_voxels(axes, kinds, colours, voxel_nm):
-    """The voxels of kind 1, 2, ... in the colours given, seen from above.
+def draw_voxels(axes, kinds: np.ndarray, colours: list[str]) -> None:
+    """Draws voxels, seen from above, and the outline of their volume.
 
     x points to the lower right, y to the lower left, depth down. Nearer voxels are painted over farther ones.
+
+    Args:
+        axes: of matplotlib.
+        kinds: integers [y, x, z]; 0 is not drawn.
+        colours: of kinds 1, 2, ...
     """
     faces, shades, nearness = [], [], []
     padded, rgb = np.pad(kinds, 1), np.array([to_rgb(colour) for colour in colours])
@@ -131,16 +138,21 @@ def _draw_voxels(axes, kinds, colours, voxel_nm):
     order = np.argsort(np.concatenate(nearness), kind="stable")
     faces, shades = np.concatenate(faces)[order], np.concatenate(shades)[order]
     axes.add_collection(PolyCollection(faces, facecolors=shades, edgecolors="#00000030", linewidths=0.3))
-    _draw_box(axes, np.array(kinds.shape), voxel_nm)
+    _draw_box(axes, np.array(kinds.shape))
 
 
-def _draw_box(axes, size, voxel_nm):
-    """The outline of a volume [y, x, z], and the lengths of its edges."""
+def _draw_box(axes, size):
     for start in itertools.product((0, 1), repeat=3):
         for end in start + np.eye(3, dtype=int):
             if end.max() == 1:
                 edge = _project(np.array([start, end]) * size)
                 axes.plot(*edge.T, color="#b4bac2", linewidth=0.6, zorder=0)
+    axes.set_aspect("equal")
+    axes.axis("off")
+
+
+def _write_lengths(axes, size, voxel_nm):
+    """Those of the edges of the outline of a volume [y, x, z]."""
     ny, nx, nz = size * voxel_nm
     for text, middle, side in (
         (f" y, {ny:g} nm", (0.5, 1, 1), "left"),
@@ -156,8 +168,6 @@ def _draw_box(axes, size, voxel_nm):
             va="top",
             textcoords="offset points",
         )
-    axes.set_aspect("equal")
-    axes.axis("off")
 
 
 def _project(points):

@@ -49,6 +49,7 @@ PACKAGE_ARROWS = {
     "log": {"imageio", "parallel"},
     "imageio": set(),
     "report": {"data", "imageio"},
+    "page": {"data", "imageio", "metrics", "reconstruct", "report"},
     "examples": {"imageio"},
     "data": {"examples", "parallel"},
     "checkpoint": {"data", "parallel"},
