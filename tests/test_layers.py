@@ -57,6 +57,7 @@ PACKAGE_ARROWS = {
     "likelihood": {"forward"},
     "blur": {"data", "examples", "forward"},
     "deconvolution": {"blur", "forward", "likelihood"},
+    "fit": {"forward", "likelihood"},
     "plan": {"forward", "imageio", "likelihood"},
     "task": {"data", "examples", "forward", "losses", "metrics"},
     "step": {"parallel", "task"},
