@@ -262,8 +262,12 @@ def _climb(model, counts, electrons_per_pixel, is_round, limits, starts):
         return parameters, seen, damping * jnp.where(better, LESS, MORE), steps + 1, gain
 
     def climb(start):
-        state = start, look(start), jnp.float32(FIRST_DAMPING), 0, jnp.float32(jnp.inf)
-        state = lax.while_loop(lambda s: (s[3] < MOST_STEPS) & (s[4] > SMALLEST_GAIN), step, state)
+        # The first step stays where it is and only looks, since nothing is known yet.
+        nothing = jnp.float32(-jnp.inf), jnp.zeros(6), jnp.zeros((6, 6))
+        state = start, nothing, jnp.float32(FIRST_DAMPING), 0, jnp.float32(0)
+        state = lax.while_loop(
+            lambda s: (s[3] < MOST_STEPS) & ((s[4] > SMALLEST_GAIN) | (s[3] < 2)), step, state
+        )
         return state[1][0], state[0]
 
     return lax.map(climb, starts)

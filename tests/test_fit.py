@@ -1,4 +1,4 @@
-"""The shape fit: with a small network that was not trained, and slowly with the shipped image model."""
+"""The shape fit: with an image model of a few lines, and slowly with the shipped image model."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bsevox_jax import fit, forward, likelihood, models
+from bsevox_jax import fit, forward, likelihood
 
 BLOCK = (20, 20, 20)
 # Parameters as in the module: faces or centre (y, x, z), faces or radius.
@@ -40,21 +40,42 @@ def expected_of(model, volume):
     return forward.expect(model, volume)
 
 
+@dataclasses.dataclass(frozen=True)
+class Blur:
+    """A network that needs no training: copper is brighter, less so the deeper, and blurred laterally."""
+
+    materials: int = 2
+
+    def clone(self, side_walls):
+        return self
+
+    def apply(self, weights, batch, *, train, with_features):
+        params = weights["params"]
+        seen = jnp.einsum("byxz,ze->byxe", batch[..., 1], params["attenuation"])
+        features = jnp.einsum("byxe,vy,ux->bvue", seen, params["blur"], params["blur"])
+        outputs = features @ params["head"]["kernel"] + params["head"]["bias"]
+        return outputs.reshape(*outputs.shape[:-1], -1, self.materials), features
+
+
 @pytest.fixture(scope="module")
 def small():
-    """Four energies that see to different depths, in a block of 12 x 12 x 10 nm."""
-    network = models.build("equivariant", energies=4, width=2, first_size=3, dilations=(1,), rays=4, hidden=8)
-    start = jax.jit(lambda key: network.init(key, jnp.ones((1, 12, 12, 10, 2)) / 2, train=False))
-    params = dict(start(jax.random.key(1))["params"])
-    params["lift"] = params["lift"] | {"kernel": 3 * params["lift"]["kernel"]}
-    params["head"] = params["head"] | {"kernel": 30 * params["head"]["kernel"]}
-    features = params["head"]["kernel"].shape[0] + 1
+    """An image model of four energies, for a block of 12 x 12 x 10 nm."""
+    middles, reach_nm = np.arange(12) + 0.5, np.array([1.5, 3, 6, 12])
+    blur = sum(
+        np.exp(-((middles - at) ** 2)) for at in (m[:, None] for m in (middles, -middles, 24 - middles))
+    )
+    params = {
+        "attenuation": np.exp(-middles[:10, None] / reach_nm) / reach_nm,
+        "blur": blur / blur.sum(1, keepdims=True),
+        "head": {"kernel": np.kron(np.eye(4), [1.5, 0]), "bias": np.zeros(8)},
+        "lift": {"kernel": np.zeros((1, 1, 1, 20))},  # of which only the depth is read
+    }
     return dataclasses.replace(
         forward.load(),
-        weights={"params": params},
-        mean_yields=np.array([0.1, 0.2, 0.3, 0.2], np.float32),
-        covariance=np.zeros((4, features, features), np.float32),
-        network=network,
+        weights={"params": jax.tree.map(np.float32, params)},
+        mean_yields=np.array([0.15, 0.17, 0.19, 0.2], np.float32),
+        covariance=np.zeros((4, 5, 5), np.float32),
+        network=Blur(),
         beam_energies_kev=(1.0, 2.0, 3.0, 4.0),
     )
 
@@ -69,7 +90,7 @@ def test_a_box_and_a_layer_cover_their_exact_volume():
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_a_cylinder_covers_its_volume_and_its_radius_changes_it_by_its_side(axis):
+def test_a_cylinder_covers_its_volume(axis):
     name, (a, b) = f"cylinder along {'yxz'[axis]}", [k for k in range(3) if k != axis]
     rng = np.random.default_rng(axis)
     for radius, tolerance in ((1.5, 0.025), (3, 0.01), (7, 0.005)):
@@ -80,9 +101,6 @@ def test_a_cylinder_covers_its_volume_and_its_radius_changes_it_by_its_side(axis
             copper = np.asarray(body(name, [*low, *high]))[..., 1]
             np.testing.assert_allclose(copper.sum(), np.pi * radius**2 * 6.4, rtol=tolerance)
             assert copper.min() >= 0 and copper.max() <= 1
-    slope = jax.grad(lambda high: fit.volume_of(np.array(fit.SHAPES[name].is_round),
-                     jnp.concatenate([low, high]), BLOCK)[..., 1].sum())(jnp.asarray(high))  # fmt: skip
-    np.testing.assert_allclose(slope[a], 2 * np.pi * 7 * 6.4, rtol=0.1)
 
 
 def test_reported_numbers_are_centres_and_sizes():
@@ -103,7 +121,7 @@ def test_reported_numbers_are_centres_and_sizes():
 )
 def test_body_is_found_within_its_errors(small, name, parameters):
     expected = expected_of(small, body(name, parameters, (12, 12, 10)))
-    dose = 100_000  # these images are poor
+    dose = 10_000
     counts = np.random.default_rng(4).binomial(dose, np.asarray(expected.yields, np.float64))
     found = fit.fit(small, counts, dose)
     assert found.shape == name
