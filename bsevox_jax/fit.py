@@ -106,14 +106,10 @@ def fit(model: forward.ImageModel, counts: np.ndarray, electrons_per_pixel: floa
     boxes = first_boxes(model, counts, electrons_per_pixel)
     climbs = {}
     for name, shape in SHAPES.items():
-        starts, limits, is_round = (
-            _starts(shape, boxes, block),
-            _limits(shape, block),
-            np.array(shape.is_round),
-        )
+        starts, is_round = _starts(shape, boxes, block), np.array(shape.is_round)
         likely = _log_likelihoods(model, counts, electrons_per_pixel, is_round, starts)
-        starts = starts[np.argsort(-np.asarray(likely))[:CLIMBS]]
-        climbs[name] = _climb(model, counts, electrons_per_pixel, is_round, limits, starts)
+        starts = _most_likely(starts, np.asarray(likely))
+        climbs[name] = _climb(model, counts, electrons_per_pixel, is_round, _limits(shape, block), starts)
     # Schwarz (1978), times -2.
     bic = {
         name: len(quantities(SHAPES[name])) * np.log(counts.size) - 2 * np.max(likely)
@@ -206,8 +202,15 @@ def _starts(shape, boxes, block):
     return np.clip(np.concatenate(starts, axis=1), *_limits(shape, block))
 
 
+def _most_likely(starts, likely):
+    """The best of `first_boxes`, no two at the same depths: they would climb the same hill."""
+    likely, starts = likely.reshape(len(FIRST_WIDTHS), -1), starts.reshape(len(FIRST_WIDTHS), -1, 6)
+    depths = np.argsort(-likely.max(0))[:CLIMBS]
+    return starts[likely.argmax(0)[depths], depths]
+
+
 def _extended(model, counts, electrons_per_pixel, volume):
-    """Extended log quasi-likelihood, Nelder and Pregibon (1987), Eq. 2, but for what no body changes."""
+    """Extended log quasi-likelihood, Nelder and Pregibon (1987), but for what no body changes."""
     excess = forward.expect(model, volume).excess
     quasi = likelihood.log_likelihood(model, counts, volume, electrons_per_pixel)
     return quasi - 0.5 * jnp.log1p(excess).sum()
