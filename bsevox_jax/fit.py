@@ -158,7 +158,7 @@ def first_boxes(model: forward.ImageModel, counts: jax.Array, electrons_per_pixe
     """Boxes [n, 6] to begin with: below the bright pixels, and several widths and depths."""
     block = (*counts.shape[:2], forward.depth(model))
     silicon, copper = _uniform(model, block)
-    # Fraction of Cu that explains a pixel best if its column were mixed, by weighted least squares.
+    # Weighted as is best for columns of mixed Si and Cu: in proportion to their fraction of Cu.
     weight = (copper - silicon) / (silicon * (1 - silicon))
     bright = ((counts / electrons_per_pixel - silicon) * weight).sum(-1)
     padded = np.pad(np.asarray(bright), 1, mode="edge")
