@@ -11,6 +11,9 @@ on the body (Nelder and Pregibon 1987).
 
 Six numbers in nm describe every shape, so that one program serves all: low and high (y, x, z) are the two
 faces along a flat axis; along the round axes of a cylinder low is its centre, and the first high its radius.
+
+Faces are smooth and fractions of voxels mean what the image model makes of them: a cylinder that was cut out
+of whole voxels, near the surface, may be explained better by another shape.
 """
 
 import functools
