@@ -36,7 +36,11 @@ def train(options) -> None:
 
 
 def evaluate(options) -> None:
-    from bsevox_jax.evaluate import evaluate
+    if "compare" in options.config:
+        _require(options, "workdir")
+        from bsevox_jax.compare import compare as evaluate
+    else:
+        from bsevox_jax.evaluate import evaluate
 
     evaluate(options.config, options.workdir)
 

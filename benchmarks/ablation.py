@@ -22,9 +22,9 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from benchmarks.bound import best_volumes
-from benchmarks.roofline import processor
 from bsevox_jax import checkpoint, data
 from bsevox_jax.evaluate import SINGLE_BODIES, iou_cu
+from bsevox_jax.parallel import processor
 from bsevox_jax.reconstruct import cu_probability
 from bsevox_jax.sim.files import whole_file
 from bsevox_jax.train import train

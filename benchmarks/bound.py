@@ -26,9 +26,9 @@ import numpy as np
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from benchmarks.roofline import processor
 from bsevox_jax import checkpoint, data, forward, likelihood
 from bsevox_jax.evaluate import SINGLE_BODIES, iou_cu
+from bsevox_jax.parallel import processor
 from bsevox_jax.reconstruct import cu_probability
 from bsevox_jax.sim import phantoms
 from bsevox_jax.sim.files import whole_file

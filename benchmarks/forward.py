@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks.roofline import processor
 from bsevox_jax import data, forward, losses, models, parallel, sim
 from bsevox_jax import source as sources
 from bsevox_jax import step as steps
 from bsevox_jax import task as tasks
 from bsevox_jax.evaluate import agreement
+from bsevox_jax.parallel import processor
 from bsevox_jax.sim import shapes
 from bsevox_jax.sim.files import whole_file
 from configs import compact

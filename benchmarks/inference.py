@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks.roofline import processor
 from bsevox_jax import models
+from bsevox_jax.parallel import processor
 from bsevox_jax.reconstruct import predicted
 
 FLAGS = flags.FLAGS

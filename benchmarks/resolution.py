@@ -24,9 +24,9 @@ import numpy as np
 from absl import app, flags
 from scipy.ndimage import distance_transform_edt
 
-from benchmarks.roofline import processor
 from bsevox_jax import checkpoint, data, forward, likelihood, observe
 from bsevox_jax.evaluate import iou_cu
+from bsevox_jax.parallel import processor
 from bsevox_jax.reconstruct import cu_probability
 from bsevox_jax.sim.files import whole_file
 from bsevox_jax.simulate import counts_of

@@ -14,7 +14,6 @@ of `step`, and the rate of each alone is measured here. The program cannot be fa
 - On a CPU rates are per core and second of processor time, measured with the other cores idle.
 """
 
-import contextlib
 import re
 import time
 
@@ -71,12 +70,6 @@ def roofline(labels: np.ndarray, lanes: int, measured_ns: float) -> dict:
         "measured_ns": measured_ns,
         "fraction": bounds[bound_by] / measured_ns,
     }
-
-
-def processor() -> str:
-    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
-        return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    return "unknown"
 
 
 def counted(matter, lanes: int, options) -> tuple[dict, float]:

@@ -23,8 +23,9 @@ import numpy as np
 from absl import app, flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from benchmarks.roofline import draw, processor, roofline
+from benchmarks.roofline import draw, roofline
 from bsevox_jax import sim
+from bsevox_jax.parallel import processor
 from bsevox_jax.sim import work
 from bsevox_jax.sim.files import whole_file
 

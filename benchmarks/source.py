@@ -25,9 +25,9 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-from benchmarks.roofline import processor
 from bsevox_jax import checkpoint, data
 from bsevox_jax.evaluate import iou_cu
+from bsevox_jax.parallel import processor
 from bsevox_jax.reconstruct import cu_probability
 from bsevox_jax.sim.files import whole_file
 from bsevox_jax.train import train

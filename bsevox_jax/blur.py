@@ -81,20 +81,33 @@ def of_pairs(examples: Examples, *, ridge: float) -> Operator:
         ridge: added to the covariance of the copper, in units of its mean.
     """
     copper = data.copper(examples.labels).astype(np.float64)
-    yields = examples.counts / examples.electrons_per_pixel
-    ny, nx = copper.shape[1:3]
-    mean_copper, mean_yields = copper.mean((0, 1, 2)), yields.mean((0, 1, 2))
-    of_copper, of_yields = (
-        np.einsum("vy,ux,nyxc->vunc", _cosines(ny), _cosines(nx), fields - mean)
-        for fields, mean in ((copper, mean_copper), (yields, mean_yields))
-    )
-    covariance = of_copper.swapaxes(2, 3) @ of_copper
-    together = of_yields.swapaxes(2, 3) @ of_copper
-    nz = covariance.shape[-1]
-    strength = ridge * np.trace(covariance, axis1=2, axis2=3).mean() / nz
-    transfer = np.linalg.solve(covariance + strength * np.eye(nz), together.swapaxes(2, 3)).swapaxes(2, 3)
-    background = mean_yields - transfer[0, 0] @ mean_copper
+    transfer, background = regressed(copper, examples.counts / examples.electrons_per_pixel, ridge=ridge)
     return Operator(jnp.asarray(transfer, jnp.float32), jnp.asarray(background, jnp.float32))
+
+
+def regressed(inputs: np.ndarray, outputs: np.ndarray, *, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """The best linear map between pairs of fields, frequency by frequency.
+
+    Args:
+        inputs: [n, y, x, a].
+        outputs: [n, y, x, b].
+        ridge: added to the covariance of the inputs, in units of its mean.
+
+    Returns:
+        Matrices float64 [v, u, b, a], and what the outputs [b] are where the inputs are 0.
+    """
+    vertical, horizontal = map(_cosines, inputs.shape[1:3])
+    mean_input, mean_output = (fields.mean((0, 1, 2)) for fields in (inputs, outputs))
+    of_inputs, of_outputs = (
+        np.einsum("vy,ux,nyxc->vunc", vertical, horizontal, fields, optimize=True)
+        for fields in (inputs - mean_input, outputs - mean_output)
+    )
+    covariance = of_inputs.swapaxes(2, 3) @ of_inputs
+    together = of_outputs.swapaxes(2, 3) @ of_inputs
+    size = covariance.shape[-1]
+    strength = ridge * np.trace(covariance, axis1=2, axis2=3).mean() / size
+    transfer = np.linalg.solve(covariance + strength * np.eye(size), together.swapaxes(2, 3)).swapaxes(2, 3)
+    return transfer, mean_output - transfer[0, 0] @ mean_input
 
 
 def of_model(model: forward.ImageModel, shape: tuple[int, int]) -> Operator:

@@ -59,6 +59,33 @@ PACKAGE_ARROWS = {
     "deconvolution": {"blur", "forward", "likelihood"},
     "fit": {"forward", "likelihood"},
     "plan": {"forward", "imageio", "likelihood"},
+    "baselines": {"blur", "data", "examples"},
+    "methods": {
+        "baselines",
+        "blur",
+        "checkpoint",
+        "data",
+        "deconvolution",
+        "forward",
+        "observe",
+        "reconstruct",
+        "sim",
+    },
+    "paper_tables": set(),
+    "compare": {
+        "checkpoint",
+        "data",
+        "evaluate",
+        "forward",
+        "imageio",
+        "methods",
+        "metrics",
+        "models",
+        "page",
+        "paper_tables",
+        "parallel",
+        "sim",
+    },
     "task": {"data", "examples", "forward", "losses", "metrics"},
     "step": {"parallel", "task"},
     "observe": {"data"},
@@ -83,7 +110,7 @@ PACKAGE_ARROWS = {
 }
 ONE_OWNER = {
     "orbax": {"checkpoint"},
-    "ml_collections": {"train", "sweep", "source", "evaluate", "checkpoint"},
+    "ml_collections": {"train", "sweep", "source", "evaluate", "checkpoint", "compare", "methods"},
 }
 
 
