@@ -3,9 +3,11 @@
 `blind` follows the published idea of separating the images of several landing energies into depths, with
 point-spread functions that are estimated on the way (Boughorbel et al. 2012; de Goede et al. 2017; the field
 is patented, e.g. EP 2557584 and US 9,711,325): our implementation of it, not the software of its authors.
-`em` and `tv` know the physics, as point-spread functions that were fitted to simulated images.
+`em` and `tv` know the physics to first order: the derivative of the image model. `map_estimate` climbs the
+likelihood of that model itself.
 
-Volumes are fractions of Cu [..., y, x, z] in Si, images yields [..., y, x, e]; nothing knows of vacuum.
+Volumes are fractions of Cu [..., y, x, z] in Si, images yields [..., y, x, e]; only `map_estimate` knows of
+vacuum.
 """
 
 import functools
@@ -16,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.scipy.special import logit
 
 from bsevox_jax import forward, likelihood
 from bsevox_jax.blur import Operator, adjoint, apply, filtered, filtered_each
 
 SMALL = 1e-6  # instead of nothing, where it is divided by
 START = 0.2  # fraction of Cu that iterations begin with
+FIRST_VACUUM = 0.05  # fraction of vacuum that the climb of the likelihood begins with
 SILICON_RANGE_NM = 31.7  # at 1 keV, growing with energy^1.67 (Kanaya and Okayama 1972, Eq. 12)
 PRIOR_FRACTION = 0.35  # standard deviation of a fraction before the images are seen
 
@@ -187,25 +189,29 @@ def map_estimate(
     learning_rate: float,
     iterations: int,
 ) -> jax.Array:
-    """The most likely volume by the image model, with total variation; fractions [n, y, x, z] of Cu in Si.
+    """The most likely volume by the image model, with total variation; fractions [n, y, x, z] of Cu.
 
-    Climbs `likelihood.log_likelihood` minus strength TV(f), where f is the logistic function of what Adam
-    (Kingma and Ba 2015) changes, with a learning rate that falls to nothing as a cosine.
+    Climbs `likelihood.log_likelihood` minus strength times the total variation of Si and Cu together, where
+    the fractions are the softmax of what Adam (Kingma and Ba 2015) changes, with a learning rate that falls
+    to nothing as a cosine.
 
     Args:
         model: see `forward.load`.
         counts: [n, y, x, e].
         electrons_per_pixel: the dose.
-        start: fractions [n, y, x, z] to begin with.
+        start: fractions [n, y, x, z] of Cu to begin with; the rest is Si and a little vacuum.
         strength: of the total variation, per voxel face.
         learning_rate: of Adam, at the start.
         iterations: of Adam.
     """
 
-    def loss(log_odds):
-        f = jax.nn.sigmoid(log_odds)
-        volume = jnp.stack([1 - f, f], axis=-1)
-        variation = jnp.sqrt((_gradient(f) ** 2).sum(-1) + SMALL).sum()
+    def materials(logits):
+        return jax.nn.softmax(logits)[..., 1:]
+
+    def loss(logits):
+        volume = materials(logits)
+        steps = _gradient(jnp.moveaxis(volume, -1, 0))  # [material, n, y, x, z, 3]
+        variation = jnp.sqrt((steps**2).sum((0, -1)) + SMALL).sum()
         return (
             strength * variation - likelihood.log_likelihood(model, counts, volume, electrons_per_pixel).sum()
         )
@@ -213,12 +219,14 @@ def map_estimate(
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, iterations))
 
     def step(_, state):
-        log_odds, moments = state
-        updates, moments = adam.update(jax.grad(loss)(log_odds), moments)
-        return optax.apply_updates(log_odds, updates), moments
+        logits, moments = state
+        updates, moments = adam.update(jax.grad(loss)(logits), moments)
+        return optax.apply_updates(logits, updates), moments
 
-    log_odds = logit(jnp.clip(start, 0.05, 0.95))
-    return jax.nn.sigmoid(lax.fori_loop(0, iterations, step, (log_odds, adam.init(log_odds)))[0])
+    copper = (1 - FIRST_VACUUM) * jnp.clip(start, 0.05, 0.95)
+    vacuum = jnp.full_like(copper, FIRST_VACUUM)
+    logits = jnp.log(jnp.stack([vacuum, 1 - FIRST_VACUUM - copper, copper], axis=-1))
+    return materials(lax.fori_loop(0, iterations, step, (logits, adam.init(logits)))[0])[..., 1]
 
 
 def _primal_dual(operator, contrast, weight, f, strength, iterations):

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     compare.networks = ConfigDict()  # title -> folder of another exported network
 
     # Settings of the methods, chosen on validation specimens by benchmarks/methods.py.
-    compare.map = ConfigDict(dict(strength=1.0, learning_rate=0.1, iterations=200))
+    compare.map = ConfigDict(dict(strength=1.0, learning_rate=0.1, iterations=100))
     compare.tv = ConfigDict(dict(strength=1.0, model_error=0.3, iterations=300))
     compare.em = ConfigDict(dict(cycles=20))
     compare.blind = ConfigDict(dict(iterations=50))
