@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "try", None, ["map", "tv", "em", "blind", "linear"], "settings of which method; none: times"
 )
-flags.DEFINE_integer("specimens", 16, "of the validation, for --try")
+flags.DEFINE_integer("validation_specimens", 16, "for --try")
 flags.DEFINE_list("batches", ["1"], "volumes at once, for the times")
 
 TRIED = {
@@ -43,8 +43,8 @@ def tried(name: str) -> list[dict]:
         config.compare[name].update(zip(TRIED[name], values, strict=True))
         material = material_of(config)
         images = material.splits["validation"]
-        found = methods(config, material)[name].make()(images.counts[: FLAGS.specimens])
-        threshold, iou = best_threshold(found, images.labels[: FLAGS.specimens])
+        found = methods(config, material)[name].make()(images.counts[: FLAGS.validation_specimens])
+        threshold, iou = best_threshold(found, images.labels[: FLAGS.validation_specimens])
         rows.append(config.compare[name].to_dict() | {"threshold": threshold, "iou": iou})
         print(rows[-1], flush=True)
     return sorted(rows, key=lambda row: -row["iou"])

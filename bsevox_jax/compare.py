@@ -180,8 +180,8 @@ def _circumstances(config, material):
 
 
 def _ablation(path):
-    """Rows of the table that `benchmarks.ablation --of=paper` wrote; none without it."""
+    """What `benchmarks.ablation --of=paper` wrote; nothing without it."""
     if not os.path.exists(path):
-        return {}
+        return {"rows": {}, "mre": {}}
     with open(path) as file:
-        return json.load(file)["rows"]
+        return json.load(file)

@@ -102,11 +102,9 @@ def markdown(results: dict) -> str:
 
 
 def _parts(ablation):
-    """Table 1; `ablation` as `benchmarks.ablation --of=paper` writes its rows."""
+    """Table 1; `ablation` as `benchmarks.ablation --of=paper` writes it."""
     rows = [
-        [name, error, *(ablation[name]["all"][k] for k in ("mre", "iou"))]
-        if name in ablation
-        else [name, error]
+        [name, error, ablation["mre"].get(name), ablation["rows"].get(name, {"all": {}})["all"].get("iou")]
         for name, error in ABLATION.items()
     ]
     return {
