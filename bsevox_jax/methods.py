@@ -28,15 +28,15 @@ class Method(NamedTuple):
     Attributes:
         title: for tables.
         about: what it does and whose idea it is.
-        make: gives the function from counts [n, y, x, e] to fractions of Cu [n, y, x, z]; may learn first.
         at_once: specimens per call.
-        settings: what else decides the volumes.
+        make: gives the function from counts [n, y, x, e] to fractions of Cu [n, y, x, z]; may learn first.
+        settings: what decides the volumes, beside the data.
     """
 
     title: str
     about: str
-    make: Callable[[], baselines.Reconstruction]
     at_once: int
+    make: Callable[[], baselines.Reconstruction]
     settings: dict
 
 
@@ -84,146 +84,147 @@ class Material:
 
 
 def methods(config: ConfigDict, material: Material) -> dict[str, Method]:
-    """Those of `config.compare.methods`, in that order, and other networks by their titles.
+    """Our network, those of `config.compare.networks`, and the methods of `config.compare.methods`.
 
     Raises:
-        ValueError: there is no such method; one line.
+        FileNotFoundError, OSError: a network is missing or damaged.
+        ValueError: there is no such method, or it needs what is not installed; one line.
     """
-    c, dose = config.compare, material.dose
-    energies_kev = material.splits["test"].beam_energies_kev
-    depth = material.splits["test"].labels.shape[-1]
-
-    def of_yields(function):
-        """From counts, by a function of yields."""
-        compiled = jax.jit(function)
-        return lambda counts: np.asarray(compiled(np.asarray(counts / dose, np.float32)))
-
-    def network(folder):
-        export = checkpoint.load_export(folder)
-        return lambda counts: cu_probability(export, counts, dose)
-
-    def blind():
-        about = dict(beam_energies_kev=energies_kev, depth=depth, **c.blind)
-        return of_yields(lambda yields: deconvolution.blind(yields, **about))
-
-    def em():
-        positive = blur.non_negative(material.blur)
-        return of_yields(lambda yields: deconvolution.em(positive, yields, **c.em))
-
-    def tv():
-        operator = material.blur
-        return of_yields(lambda yields: deconvolution.tv(operator, yields, dose, **c.tv))
-
-    def most_likely():
-        start = tv()
-
-        def reconstruct(counts):
-            return np.asarray(
-                deconvolution.map_estimate(material.model, counts, float(dose), start(counts), **c.map)
-            )
-
-        return reconstruct
-
-    def wiener():
-        operator = material.blur
-        found = of_yields(lambda yields: deconvolution.wiener(operator, yields, dose).mean)
-        return lambda counts: np.clip(found(counts), 0, 1)
-
-    shipped = checkpoint.shipped("compact")
-    known = {
-        "network": Method(
-            "our network",
-            "the network `compact`, as shipped",
-            lambda: network(shipped),
-            32,
-            {"sha256": checkpoint.load_export(shipped).sha256},
-        ),
-        "map": Method(
-            "most likely volume",
-            "climbs the likelihood of the image model with total variation, from the result of `tv`",
-            most_likely,
-            16,
-            dict(c.map) | dict(c.tv),
-        ),
-        "tv": Method(
-            "total variation",
-            "least squares through the same blur with total variation (Chambolle and Pock 2011)",
-            tv,
-            16,
-            dict(c.tv),
-        ),
-        "em": Method(
-            "expectation maximisation",
-            "the most likely fractions through the blur that is the image model's derivative (Byrne 1998)",
-            em,
-            16,
-            dict(c.em),
-        ),
-        "blind": Method(
-            "blind separation",
-            "our implementation of the published idea of separating depths blindly (Boughorbel et al. 2012; "
-            "de Goede et al. 2017)",
-            blind,
-            16,
-            dict(c.blind),
-        ),
-        "wiener": Method("Wiener filter", "Gaussian copper and noise, through the same blur", wiener, 32, {}),
-        "linear": Method(
-            "linear decoder",
-            "the best linear map from images to volumes, learnt from pairs",
-            lambda: baselines.linear_decoder(material.pairs, **c.linear),
-            32,
-            dict(c.linear),
-        ),
-        "trees": Method(
-            "boosted trees",
-            "each voxel by itself, by trees on the counts around its column (scikit-learn)",
-            lambda: baselines.boosted_trees(material.pairs, **c.trees),
-            8,
-            dict(c.trees),
-        ),
-        "nearest": Method(
-            "nearest neighbour",
-            "the training volume whose images are the most alike",
-            lambda: baselines.nearest_neighbour(material.pairs),
-            100,
-            {},
-        ),
-        "extrusion": Method(
-            "extruded mask",
-            "the bright pixels at high energies, at all depths alike",
-            lambda: baselines.extrusion(material.pairs),
-            100,
-            {},
-        ),
-        "mean": Method(
-            "mean volume",
-            "the mean of the training volumes, whatever the images",
-            lambda: baselines.mean_volume(material.pairs),
-            100,
-            {},
-        ),
-    }
-    if unknown := sorted(set(c.methods) - set(known)):
+    compare = config.compare
+    if unknown := sorted(set(compare.methods) - set(METHODS)):
         raise ValueError(
-            f"compare.methods must be of {', '.join(known)}; got {', '.join(unknown)}. Correct these."
+            f"compare.methods must be of {', '.join(METHODS)}; got {', '.join(unknown)}. Correct these."
         )
-    if "trees" in c.methods and importlib.util.find_spec("sklearn") is None:
+    if "trees" in compare.methods and importlib.util.find_spec("sklearn") is None:
         raise ValueError(
             "trees need scikit-learn; got none. Install requirements-trees.txt, or leave them out of "
             "compare.methods."
         )
-    others = {
-        title: Method(
-            title,
-            f"exported to {folder}",
-            functools.partial(network, folder),
-            32,
-            {"sha256": checkpoint.load_export(folder).sha256},
-        )
-        for title, folder in c.networks.items()
-    }
-    return {name: known[name] for name in c.methods} | others
+    chosen = {}
+    for title, folder in {"our network": checkpoint.shipped("compact"), **compare.networks}.items():
+        export = checkpoint.load_export(folder)
+        about = f"{export.config['model']['name']}, trained on {export.dataset}"
+        make = functools.partial(_network, material, export)
+        chosen[title] = Method(title, about, 32, make, {"sha256": export.sha256})
+    for name in compare.methods:
+        title, about, at_once, make, decisive = METHODS[name]
+        settings = {of: compare[of].to_dict() for of in decisive}
+        chosen[name] = Method(title, about, at_once, functools.partial(make, material, compare), settings)
+    return chosen
+
+
+def _network(material, export):
+    return lambda counts: cu_probability(export, counts, material.dose)
+
+
+def _of_yields(material, function):
+    """A reconstruction from counts, by a function of yields."""
+    compiled = jax.jit(function)
+    return lambda counts: np.asarray(compiled(np.asarray(counts / material.dose, np.float32)))
+
+
+def _map(material, compare):
+    start, model, dose = _tv(material, compare), material.model, float(material.dose)
+    return lambda counts: np.asarray(
+        deconvolution.map_estimate(model, counts, dose, start(counts), **compare.map)
+    )
+
+
+def _tv(material, compare):
+    operator, dose = material.blur, material.dose
+    return _of_yields(material, lambda yields: deconvolution.tv(operator, yields, dose, **compare.tv))
+
+
+def _em(material, compare):
+    operator = blur.non_negative(material.blur)
+    return _of_yields(material, lambda yields: deconvolution.em(operator, yields, **compare.em))
+
+
+def _blind(material, compare):
+    test = material.splits["test"]
+    about = {"beam_energies_kev": test.beam_energies_kev, "depth": test.labels.shape[-1], **compare.blind}
+    return _of_yields(material, lambda yields: deconvolution.blind(yields, **about))
+
+
+def _wiener(material, compare):
+    operator, dose = material.blur, material.dose
+    mean = _of_yields(material, lambda yields: deconvolution.wiener(operator, yields, dose).mean)
+    return lambda counts: np.clip(mean(counts), 0, 1)
+
+
+METHODS = {  # name -> title, about, specimens at once, make(material, config.compare), what settings decide
+    "map": (
+        "most likely volume",
+        "climbs the likelihood of the image model with total variation, from the result of `tv`",
+        16,
+        _map,
+        ("map", "tv"),
+    ),
+    "tv": (
+        "total variation",
+        "least squares with total variation, through the image model's derivative (Chambolle and Pock 2011)",
+        16,
+        _tv,
+        ("tv",),
+    ),
+    "em": (
+        "expectation maximisation",
+        "the most likely fractions through the same derivative, stopped early (Byrne 1998)",
+        16,
+        _em,
+        ("em",),
+    ),
+    "blind": (
+        "blind separation",
+        "our implementation of the published idea of separating depths blindly (Boughorbel et al. 2012; "
+        "de Goede et al. 2017)",
+        16,
+        _blind,
+        ("blind",),
+    ),
+    "wiener": (
+        "Wiener filter",
+        "Gaussian copper and noise, through the same derivative",
+        32,
+        _wiener,
+        (),
+    ),
+    "linear": (
+        "linear decoder",
+        "the best linear map from images to volumes, learnt from pairs",
+        32,
+        lambda material, compare: baselines.linear_decoder(material.pairs, **compare.linear),
+        ("linear",),
+    ),
+    "trees": (
+        "boosted trees",
+        "each voxel by itself, by trees on the counts around its column (scikit-learn)",
+        8,
+        lambda material, compare: baselines.boosted_trees(material.pairs, **compare.trees),
+        ("trees",),
+    ),
+    "nearest": (
+        "nearest neighbour",
+        "the training volume whose images are the most alike",
+        100,
+        lambda material, compare: baselines.nearest_neighbour(material.pairs),
+        (),
+    ),
+    "extrusion": (
+        "extruded mask",
+        "the bright pixels at high energies, at all depths alike",
+        100,
+        lambda material, compare: baselines.extrusion(material.pairs),
+        (),
+    ),
+    "mean": (
+        "mean volume",
+        "the mean of the training volumes, whatever the images",
+        100,
+        lambda material, compare: baselines.mean_volume(material.pairs),
+        (),
+    ),
+}
 
 
 def volumes(

@@ -12,8 +12,7 @@ ROOT = Path(__file__).parent.parent
 def get_config() -> ConfigDict:
     config = compact.get_config()
     config.compare = compare = ConfigDict()
-    compare.methods = (  # the first one is ours
-        "network",
+    compare.methods = (
         "map",
         "tv",
         "em",
@@ -25,7 +24,7 @@ def get_config() -> ConfigDict:
         "extrusion",
         "mean",
     )
-    compare.networks = ConfigDict()  # title -> folder of another exported network
+    compare.networks = ConfigDict()  # title -> folder of an exported network, beside ours
 
     # Settings of the methods, chosen on validation specimens by benchmarks/methods.py.
     compare.map = ConfigDict(dict(strength=1.0, learning_rate=0.1, iterations=100))
