@@ -1,0 +1,289 @@
+"""The images an SEM wrote, one per beam energy: read, checked, and turned into yields.
+
+A recording is a folder of TIFF files of one image each, a TIFF or OME-TIFF with one page per energy, an HDF5
+file (`.h5`, `.hdf5`, or `.hspy` of HyperSpy) or an MRC file. What a file does not say, the caller must; what
+is taken for granted is listed in `Recording.assumptions`.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bsevox_jax import forward
+from bsevox_jax.image_files import frames
+from bsevox_jax.sem_metadata import Refusal
+
+ELEMENTARY_CHARGE_C = 1.602176634e-19  # exact, SI 2019
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Images of one field at several beam energies, as the instrument stored them.
+
+    Attributes:
+        images: uint8, uint16, uint32 or float32 [y, x, e], grey values; neither gain nor offset is undone.
+        beam_energies_kev: [e] ascending; landing energies, at the surface.
+        landing: how they follow from the voltages of gun and stage.
+        pixel_nm: edge of a pixel.
+        dwell_s: [e], per pixel and all passes together; None where it is not known.
+        current_na: [e], of the probe; None where it is not known.
+        electrons_per_pixel: [e], dwell time x current / elementary charge, or as given; None if not known.
+        assumptions: what was taken for granted, one sentence each.
+        source: [e], names of the files, with the page where there are several.
+    """
+
+    images: np.ndarray
+    beam_energies_kev: tuple[float, ...]
+    landing: str
+    pixel_nm: float
+    dwell_s: tuple[float | None, ...]
+    current_na: tuple[float | None, ...]
+    electrons_per_pixel: tuple[float | None, ...]
+    assumptions: tuple[str, ...]
+    source: tuple[str, ...]
+
+
+def read(
+    path: str | os.PathLike,
+    *,
+    beam_energies_kev: Sequence[float] | None = None,
+    pixel_nm: float | None = None,
+    electrons_per_pixel: float | Sequence[float] | None = None,
+    rows: tuple[int, int] | None = None,
+    axes: str | None = None,
+) -> Recording:
+    """Reads what an SEM wrote. What is given takes precedence over what the files tell.
+
+    Args:
+        path: a folder of `.tif` files, or a file `.tif`, `.tiff`, `.h5`, `.hdf5`, `.hspy` or `.mrc`.
+        beam_energies_kev: landing energies, in the order of the images: file names with their numbers
+            ascending, pages, or places along the axis of the energies.
+        pixel_nm: edge of a pixel.
+        electrons_per_pixel: dose, one for all or one per image in the order of the images.
+        rows: (first, last + 1) of the field, where a data bar must be cut off by hand.
+        axes: order of the axes of an HDF5 data set, eyx or yxe.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        OSError: a file is damaged.
+        ValueError: images, energies or pixels are missing, impossible or contradictory; one line.
+    """
+    path = os.fspath(path)
+    count = None if beam_energies_kev is None else np.size(beam_energies_kev)
+    found = frames(path, images=count, axes=axes)
+    notes = ["The images show one field and are aligned to a pixel."]
+    energies_kev = _energies_kev(found, beam_energies_kev, notes)
+    pixel_nm = _pixel_nm(found, pixel_nm, notes)
+    doses = _doses(found, electrons_per_pixel, notes)
+    fields = [_field(frame, rows, notes) for frame in found]
+    kinds = sorted({f"{field.shape[0]} x {field.shape[1]} {field.dtype}" for field in fields})
+    if len(kinds) > 1:
+        raise Refusal(
+            f"images must be of one size and type; got {', '.join(kinds)} in {path}. Save them alike."
+        )
+    order = np.argsort(energies_kev)
+    told = [found[k].told for k in order]
+    landing = "; ".join(dict.fromkeys(one.landing for one in told if one.landing)) or "as told"
+    if beam_energies_kev is not None:
+        landing = "as given"
+    notes.append(f"Landing energies: {landing}.")
+    detectors = ", ".join(sorted({one.detector for one in told if one.detector})) or "none"
+    notes.append(
+        f"Grey values are linear in the backscattered electrons; detectors the files name: {detectors}."
+    )
+    return Recording(
+        images=np.stack([fields[k] for k in order], axis=-1),
+        beam_energies_kev=tuple(energies_kev[k] for k in order),
+        landing=landing,
+        pixel_nm=pixel_nm,
+        dwell_s=tuple(_positive(one.dwell_s) for one in told),
+        current_na=tuple(_positive(one.current_na) for one in told),
+        electrons_per_pixel=tuple(doses[k] for k in order),
+        assumptions=tuple(dict.fromkeys(notes)),
+        source=tuple(found[k].name for k in order),
+    )
+
+
+def to_yields(recording: Recording, *, silicon: Any, copper: Any, model: forward.ImageModel) -> np.ndarray:
+    """Yields, float32 [y, x, e]: gain and offset of each energy undone by two areas of known yield.
+
+    The yields of the areas are those that the image model expects of one material from the surface to its
+    depth, with nothing beneath, as in all that it was fitted to. Where electrons reach deeper, a bulk area
+    returns more: it then serves as no reference.
+
+    Args:
+        recording: see `read`.
+        silicon: area of silicon as thick as the model is deep: a mask, bool [y, x], or a pair of slices.
+        copper: likewise of copper.
+        model: `forward.load()`.
+
+    Raises:
+        ValueError: an energy that the model does not know; an area without pixels; a contrast opposite to
+            that of copper and silicon, or one that the model itself is not sure of.
+    """
+    known_kev = np.asarray(model.beam_energies_kev)
+    places = [int(np.abs(known_kev - energy).argmin()) for energy in recording.beam_energies_kev]
+    if not np.allclose(known_kev[places], recording.beam_energies_kev, rtol=1e-3):
+        raise Refusal(
+            f"beam_energies_kev must be among those of the image model, {_listed(known_kev)}; got "
+            f"{_listed(recording.beam_energies_kev)}. Leave the others out."
+        )
+    labels = np.ones((2, 3, 3, forward.depth(model)), np.uint8)
+    labels[1] = 2
+    expected = forward.expect_all(model, labels)
+    eta_si, eta_cu = np.asarray(expected.yields, np.float64)[:, 1, 1, places]
+    grey_si, grey_cu = (
+        _mean(recording.images, name, area) for name, area in (("silicon", silicon), ("copper", copper))
+    )
+    contrasts, errors = eta_cu - eta_si, np.asarray(expected.errors)[:, 1, 1, places].max(axis=0)
+    for energy, contrast, error, grey in zip(
+        recording.beam_energies_kev, contrasts, errors, grey_cu - grey_si, strict=True
+    ):
+        if grey * contrast <= 0 or abs(contrast) < 3 * error:
+            raise Refusal(
+                f"copper less silicon must be of one sign in grey values and in yields, {contrast:.3g} +- "
+                f"{error:.1g}; got {grey:.4g} at {energy:g} keV. Check the areas, or leave this energy out."
+            )
+    return (eta_si + (recording.images - grey_si) * (contrasts / (grey_cu - grey_si))).astype(np.float32)
+
+
+def _mean(images, name, area):
+    try:
+        values = images[area].reshape(-1, images.shape[-1])
+    except (IndexError, ValueError) as error:
+        raise Refusal(
+            f"{name} must be a mask [y, x] or two slices; got {error}. Fit it to the images."
+        ) from error
+    if not len(values):
+        raise Refusal(f"{name} must be an area with pixels; got none. Give a mask [y, x] or two slices.")
+    return values.mean(axis=0, dtype=np.float64)
+
+
+def _energies_kev(found, given, notes):
+    told = [frame.told.beam_energy_kev for frame in found]
+    names = ", ".join(frame.name for frame in found[:8]) + (", ..." if len(found) > 8 else "")
+    remedy = f"Give beam_energies_kev= in the order {names}"
+    if given is not None:
+        energies_kev = np.asarray(given, np.float64).reshape(-1).tolist()
+        if len(energies_kev) != len(found):
+            raise Refusal(
+                f"every image needs its energy; got {len(found)} images, {len(energies_kev)} energies. "
+                f"{remedy}."
+            )
+        if None not in told and not np.allclose(told, energies_kev, rtol=1e-3):
+            notes.append(f"The files tell other landing energies: {_listed(told)} keV.")
+    elif None in told:
+        frame = found[told.index(None)]
+        reason = f" ({frame.told.landing})" if frame.told.landing else ""
+        raise Refusal(f"an image needs its landing energy; got none{reason} for {frame.name}. {remedy}.")
+    else:
+        energies_kev = told
+    steps = np.diff(np.sort(energies_kev))
+    if not (np.isfinite(energies_kev).all() and min(energies_kev) > 0 and (steps > 1e-6).all()):
+        raise Refusal(
+            f"landing energies must be positive and differ; got {_listed(energies_kev)} keV. {remedy}, "
+            "or leave images out."
+        )
+    return [float(energy) for energy in energies_kev]
+
+
+def _pixel_nm(found, given, notes):
+    told = [_positive(frame.told.pixel_nm) for frame in found]
+    known = sorted({size for size in told if size is not None})
+    if given is not None:
+        if _positive(given) is None:
+            raise Refusal(f"pixel_nm must be a positive length; got {given}. Give the edge of a pixel in nm.")
+        notes.append("The size of a pixel is as given.")
+        if known and max(abs(size - given) for size in known) > 0.01 * given:
+            notes.append(f"The files tell other sizes of a pixel: {_listed(known)} nm.")
+        return float(given)
+    if None in told:
+        name = found[told.index(None)].name
+        raise Refusal(f"every image needs its pixel size; got none for {name}. Give pixel_nm=.")
+    if known[-1] > 1.01 * known[0]:
+        raise Refusal(
+            f"images must have pixels of one size; got {_listed(known)} nm. Resample them, and give "
+            "pixel_nm=."
+        )
+    return float(np.mean(told))
+
+
+def _doses(found, given, notes):
+    if given is not None:
+        doses = np.asarray(given, np.float64).reshape(-1)
+        if doses.size not in (1, len(found)) or any(_positive(dose) is None for dose in doses):
+            raise Refusal(
+                f"electrons_per_pixel must be positive, one or one per image; got {_listed(doses)} for "
+                f"{len(found)} images. Give current x dwell time / elementary charge."
+            )
+        notes.append("The dose is as given.")
+        return np.broadcast_to(doses, len(found)).tolist()
+    doses = [_dose(frame.told) for frame in found]
+    if None in doses:
+        notes.append("The dose of an image is not known; electrons_per_pixel= gives it.")
+    if any(frame.told.dwell_s and frame.told.current_na for frame in found):
+        notes.append("The dose is nominal: current as told, every frame or line averaged or summed counts.")
+    return doses
+
+
+def _dose(told):
+    if told.electrons_per_pixel is None and told.dwell_s is not None and told.current_na is not None:
+        return _positive(told.dwell_s * told.current_na * 1e-9 / ELEMENTARY_CHARGE_C)
+    return _positive(told.electrons_per_pixel)
+
+
+def _positive(value):
+    return value if value is not None and math.isfinite(value) and value > 0 else None
+
+
+def _field(frame, rows, notes):
+    """The image without its data bar, unsigned or float32 [y, x]."""
+    name, grey, told = frame
+    height = len(grey)
+    if rows is not None:
+        first, stop = rows
+        if not 0 <= first < stop <= height:
+            raise Refusal(
+                f"rows must lie in the image; got {first}, {stop} of {height} in {name}. Correct them."
+            )
+        grey = grey[first:stop]
+    else:
+        if told.field_rows is not None and told.field_rows < height:
+            grey = grey[: told.field_rows]
+            notes.append(
+                f"Rows from {len(grey)} of {height} are a data bar, as the files tell; they are cut off."
+            )
+        if (flat := _first_flat_row(grey)) is not None:
+            raise Refusal(
+                f"images must show no data bar; got rows of one grey value from {flat} of {height} in "
+                f"{name}. Give rows=(0, {flat}), or rows=(0, {height}) if the specimen itself is so uniform."
+            )
+    if not np.isfinite(grey).all() or grey.min() == grey.max():
+        raise Refusal(f"an image must be finite and have contrast; got one without in {name}. Leave it out.")
+    if grey.dtype.kind == "i" and grey.min() >= 0:
+        grey = grey.astype(f"u{grey.dtype.itemsize}")
+    exact = grey.dtype.kind == "u" and grey.dtype.itemsize <= 4
+    return grey.astype(grey.dtype.newbyteorder("=") if exact else np.float32)
+
+
+def _first_flat_row(grey):
+    """First row in the lowest quarter that one grey value fills by half; None if there is no data bar.
+
+    A specimen is noisy; a bar is flat behind its text. A value that fills half of a row is its median.
+    """
+    median = np.partition(grey, grey.shape[1] // 2, axis=1)[:, grey.shape[1] // 2, None]
+    flat = (grey == median).mean(axis=1) > 0.5
+    quarter = 3 * len(flat) // 4
+    places = quarter + np.flatnonzero(flat[quarter:])
+    # The bar reaches the lowest rows; where the specimen has such rows too, nothing can be told.
+    if len(places) < 2 or not flat[-2:].any() or flat[: len(flat) // 2].mean() > 0.1:
+        return None
+    return int(places[0])
+
+
+def _listed(values) -> str:
+    return ", ".join(f"{value:g}" for value in np.ravel(values)[:20])
