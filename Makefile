@@ -26,7 +26,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 # The exact versions that were tested are those for Python 3.11; other versions of Python take the newest ones.
-$(INSTALLED): requirements.txt requirements-nebula.txt requirements-trees.txt requirements-dev.txt requirements-lock.txt
+$(INSTALLED): requirements.txt requirements-io.txt requirements-nebula.txt requirements-trees.txt requirements-dev.txt requirements-lock.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; \
 	then $(BIN)/python -m pip install -q -r requirements-dev.txt -c requirements-lock.txt; \

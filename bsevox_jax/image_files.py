@@ -5,11 +5,13 @@ its size is known.
 """
 
 import contextlib
+import importlib
 import json
 import logging
 import math
 import os
 import re
+import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -227,9 +229,7 @@ def _sidecar(path):
 
 
 def _hdf5(path, images, axes):
-    import h5py
-
-    found = {}
+    h5py, found = _library("h5py"), {}
 
     def collect(name, item):  # is not called for links
         if isinstance(item, h5py.Dataset) and item.ndim == 3 and item.dtype.kind in "uif":
@@ -264,6 +264,13 @@ def _hdf5(path, images, axes):
         if order not in ("eyx", "yex", "yxe"):
             raise Refusal(f"axes must be eyx or yxe; got {order} in {path}. Give axes=.")
         return _split(np.moveaxis(data[()], order.index("e"), 0), facts, path)
+
+
+def _library(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Refusal(f"such images need {name}; got none. Install requirements-io.txt.") from error
 
 
 def _axes_of(shape, count, path):
@@ -301,10 +308,10 @@ def _array_of(axis):
 
 
 def _mrc(path):
-    import mrcfile
-
+    mrcfile = _library("mrcfile")
     with _readable(path), warnings.catch_warnings():
         warnings.simplefilter("error")  # of a file that is longer than its header tells
+        _check_mrc_header(path)
         with mrcfile.mmap(path, mode="r") as file:  # so that a header can claim no more than there is
             data = file.data
             if data.ndim != 3 or data.dtype.kind not in "uif" or not 0 < data.size <= LARGEST_PIXELS:
@@ -314,6 +321,17 @@ def _mrc(path):
                 )
             edges_nm = [float(file.voxel_size[axis]) / 10 for axis in "xy"]  # from Angstrom
             return _split(np.array(data), {"pixel_nm": _edge_nm(edges_nm)}, path)
+
+
+def _check_mrc_header(path):
+    """Refuses an extended header, word 24 of the header (MRC2014), longer than the file: it would be allocated."""
+    with open(path, "rb") as file:
+        header = file.read(1024)
+    if len(header) < 1024:
+        raise OSError("the header is not complete")
+    (extended,) = struct.unpack_from(">I" if header[212] == 0x11 else "<I", header, 92)
+    if extended > os.path.getsize(path):
+        raise OSError("the extended header is longer than the file")
 
 
 def _split(images, facts, path):

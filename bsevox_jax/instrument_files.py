@@ -91,6 +91,8 @@ def read(
     if beam_energies_kev is not None:
         landing = "as given"
     notes.append(f"Landing energies: {landing}.")
+    if any(one.stage_bias_v for one in told):
+        notes.append("A bias of the stage changes the energy, and not what the detector collects.")
     detectors = ", ".join(sorted({one.detector for one in told if one.detector})) or "none"
     notes.append(
         f"Grey values are linear in the backscattered electrons; detectors the files name: {detectors}."

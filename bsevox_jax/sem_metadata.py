@@ -36,6 +36,7 @@ class Told(NamedTuple):
     Attributes:
         beam_energy_kev: at the surface, the bias of the stage subtracted.
         landing: how it was found, or why it is not known.
+        stage_bias_v: what was subtracted.
         pixel_nm: edge of a pixel.
         dwell_s: per pixel, all passes together.
         current_na: of the probe.
@@ -46,6 +47,7 @@ class Told(NamedTuple):
 
     beam_energy_kev: float | None = None
     landing: str = ""
+    stage_bias_v: float = 0.0
     pixel_nm: float | None = None
     dwell_s: float | None = None
     current_na: float | None = None
@@ -89,14 +91,12 @@ def _thermo(ini, shape):
         landing = _si(ini.get("EBeamDeceleration.LandingEnergy")) or math.nan
     elif bias or _si(ini.get("Beam.FineStageBias")):
         landing = math.nan  # a bias without the mode: what reaches the surface is not known
-    energy_kev, note = _landing(_si(ini.get("Beam.HV")), bias, landing)
     frames = max(
         _passes(ini, f"{part}.{key}") for part in ("Image", "Scan") for key in ("Integrate", "Average")
     )
     bar, resolution = (_si(ini.get(key)) for key in ("PrivateFei.DatabarHeight", "Image.ResolutionY"))
     return Told(
-        beam_energy_kev=energy_kev,
-        landing=note,
+        **_landing(_si(ini.get("Beam.HV")), bias, landing),
         pixel_nm=_square(ini.get("Scan.PixelWidth"), ini.get("Scan.PixelHeight")),
         dwell_s=_times(_si(ini.get("Scan.Dwelltime")), frames * _passes(ini, "EScan.LineIntegration")),
         current_na=_times(_si(ini.get("EBeam.BeamCurrent")), 1e9),
@@ -112,15 +112,12 @@ def _zeiss(value, shape):
     pixel_m = _si(named.get("ap_image_pixel_size"))
     if pixel_m is None and len(unnamed) > 3:
         pixel_m = _times(_si(str(unnamed[3])), 1024 / shape[1])
-    energy_kev, note = _landing(_si(named.get("ap_actualkv")))
-    note = note.replace("no stage bias", "Zeiss files tell no stage bias")
     kind = named.get("dp_noise_reduction", "").lower()
     counts = {"frame av": "ap_frame_average_count", "frame int": "ap_frame_int_count"}
     counts |= {"line av": "ap_line_average_count", "line int": "ap_line_int_count"}
     passes = next((_passes(named, key) for start, key in counts.items() if kind.startswith(start)), 1)
     return Told(
-        beam_energy_kev=energy_kev,
-        landing=note,
+        **_landing(_si(named.get("ap_actualkv")), none="Zeiss files tell no stage bias"),
         pixel_nm=_times(pixel_m, 1e9),
         dwell_s=_times(_si(named.get("dp_dwell_time")), passes),
         current_na=_times(_si(named.get("ap_iprobe")), 1e9),
@@ -129,10 +126,8 @@ def _zeiss(value, shape):
 
 
 def _tescan(ini, shape):
-    energy_kev, note = _landing(_si(ini.get("HV")), _si(ini.get("SampleVoltage")))
     return Told(
-        beam_energy_kev=energy_kev,
-        landing=note,
+        **_landing(_si(ini.get("HV")), _si(ini.get("SampleVoltage"))),
         pixel_nm=_square(ini.get("PixelSizeX"), ini.get("PixelSizeY")),
         dwell_s=_times(_si(ini.get("DwellTime")), _passes(ini, "AccFrames")),
         current_na=_times(_si(ini.get("PredictedBeamCurrent")), 1e9),
@@ -143,11 +138,9 @@ def _tescan(ini, shape):
 
 def _hitachi(ini, shape):
     bias = _si(ini.get("DecelerationVoltage")) or _si(ini.get("SpecimenBias"))
-    energy_kev, note = _landing(_si(ini.get("AcceleratingVoltage")), bias)
     width, height = _size(ini.get("DataSize"))
     return Told(
-        beam_energy_kev=energy_kev,
-        landing=note,
+        **_landing(_si(ini.get("AcceleratingVoltage")), bias),
         pixel_nm=_si(ini.get("PixelSize")) if width in (None, shape[1]) else None,
         field_rows=_rows(shape, height),
         detector=ini.get("SignalName", ""),
@@ -157,34 +150,33 @@ def _hitachi(ini, shape):
 def _jeol(ini, shape):
     keys = ("$CM_ACCEL_VOLT", "$SM_GB_GUN_VOLT", "$SM_GB_BIAS_VOLT")
     landing, gun, bias = (_times(_si(ini.get(key)), 1e3) for key in keys)
-    energy_kev, note = _landing(gun or landing, bias, landing)
     width, height = _size(ini.get("$CM_FULL_SIZE"))
     bar_m, bar = _si(ini.get("$$SM_MICRON_MARKER")), _si(ini.get("$$SM_MICRON_BAR"))
     known = bar_m and bar and width in (None, shape[1])
     return Told(
-        beam_energy_kev=energy_kev,
-        landing=note,
+        **_landing(gun or landing, bias, landing),
         pixel_nm=_times(bar_m / bar, 1e9) if known else None,
         field_rows=_rows(shape, height),
         detector=ini.get("$CM_SIGNAL", ""),
     )
 
 
-def _landing(gun_v, bias_v=None, landing_v=None):
-    """Energy at the surface in keV, and how it was found; None, and why, where the voltages disagree."""
+def _landing(gun_v, bias_v=None, landing_v=None, none="no stage bias"):
+    """Energy at the surface, and how it was found; or why the voltages do not tell it."""
     if not gun_v or gun_v <= 0:
-        return None, "no beam voltage is told"
+        return {"landing": "no beam voltage is told"}
     expected = gun_v - abs(bias_v or 0)
     told = expected if landing_v is None else landing_v
     # Beside a landing energy the bias may be missing; a mode that is on without a landing energy is NaN here.
     disagree = abs(told - expected) > 0.01 * abs(expected) and (bias_v is not None or told > gun_v)
     if not told > 0 or disagree:
         voltages = f"a gun at {gun_v:g} V, a bias of {bias_v or 0:g} V, a landing energy of {told:g} eV"
-        return None, f"{voltages} do not agree"
+        return {"landing": f"{voltages} do not agree"}
     if told > 0.99 * gun_v:
-        return told / 1e3, "of the gun, no stage bias"
-    less = f"{gun_v / 1e3:g} keV less {gun_v - told:g} V of the stage, as if that left the detector unchanged"
-    return told / 1e3, less if landing_v is not None else f"{less}, if the voltage told is that of the gun"
+        return {"beam_energy_kev": told / 1e3, "landing": f"of the gun, {none}"}
+    note = f"{gun_v / 1e3:g} keV less {gun_v - told:g} V of the stage"
+    note += "" if landing_v is not None else ", if the voltage told is that of the gun"
+    return {"beam_energy_kev": told / 1e3, "landing": note, "stage_bias_v": gun_v - told}
 
 
 def _square(width, height):

@@ -1,0 +1,526 @@
+import dataclasses
+import functools
+import math
+import os
+import pickle
+import struct
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import h5py
+import instrument_writers as writers
+import numpy as np
+import pytest
+import tifffile
+
+from bsevox_jax import forward, imageio, instrument_files
+
+ENERGIES_KEV, PIXEL_NM, DWELL_S, CURRENT_NA = (0.5, 2.0, 10.0), 2.0, 1e-6, 0.1
+VENDORS = {
+    name: getattr(writers, f"write_{name}") for name in ("thermo", "zeiss", "tescan", "jeol", "hitachi")
+}
+TELL_DOSE = {"thermo", "zeiss", "tescan"}
+
+
+def noisy_images():
+    """uint8 [y, x, e]."""
+    noise = np.random.default_rng(0)
+    return np.stack([noise.poisson(60 + 30 * k, (48, 40)) for k in range(3)], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return noisy_images()
+
+
+def write_folder(folder, vendor, images, energies_kev=ENERGIES_KEV, **options):
+    """One file per energy; the names sort otherwise as texts than as numbers."""
+    os.makedirs(folder, exist_ok=True)
+    for k, energy_kev in enumerate(energies_kev):
+        options = {"pixel_nm": PIXEL_NM, "dwell_s": DWELL_S, "current_na": CURRENT_NA} | options
+        name = folder / f"site 7_{energy_kev * 1e3:g} V.tif"
+        VENDORS[vendor](name, images[..., k], beam_energy_kev=energy_kev, **options)
+    return folder
+
+
+def assert_refused(match, path, **given):
+    with pytest.raises((ValueError, OSError), match=match) as error:
+        instrument_files.read(path, **given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_images_energies_pixel_and_dose_of_each_vendor_come_back(vendor, dtype, images, tmp_path):
+    stored = images.astype(dtype) * (1 if dtype == np.uint8 else 251)
+    order = (2, 0, 1)
+    energies_kev = [ENERGIES_KEV[k] for k in order]
+    write_folder(tmp_path, vendor, stored[..., order], energies_kev, frames=2)
+    recording = instrument_files.read(tmp_path)
+    np.testing.assert_array_equal(recording.images, stored)
+    assert recording.images.dtype == dtype and recording.beam_energies_kev == ENERGIES_KEV
+    assert recording.source == ("site 7_500 V.tif", "site 7_2000 V.tif", "site 7_10000 V.tif")
+    assert recording.pixel_nm == pytest.approx(PIXEL_NM) and "of the gun" in recording.landing
+    if vendor in TELL_DOSE:
+        assert recording.dwell_s == pytest.approx([2 * DWELL_S] * 3)
+        assert recording.current_na == pytest.approx([CURRENT_NA] * 3)
+        assert recording.electrons_per_pixel == pytest.approx([2 * 624.15] * 3, rel=1e-4)  # 100 pA, 1 us: 624
+    else:
+        assert recording.electrons_per_pixel == recording.dwell_s == recording.current_na == (None,) * 3
+        assert any("dose of an image is not known" in text for text in recording.assumptions)
+
+
+@pytest.mark.parametrize("vendor", ["thermo", "tescan", "jeol", "hitachi"])
+def test_stage_bias_lowers_the_landing_energy_and_the_told_bar_is_cut(vendor, images, tmp_path):
+    recording = instrument_files.read(
+        write_folder(tmp_path, vendor, images, stage_bias_v=400.0, bar=True), electrons_per_pixel=(7, 8, 9)
+    )
+    assert recording.beam_energies_kev == pytest.approx((0.1, 1.6, 9.6))
+    assert "10 keV less 400 V of the stage" in recording.landing
+    # The files sort as 500, 2000, 10000 V, the order of the doses.
+    assert recording.electrons_per_pixel == (7, 8, 9)
+    np.testing.assert_array_equal(recording.images, images)
+    text = " ".join(recording.assumptions)
+    assert "Rows from 48 of 56 are a data bar" in text and "A bias of the stage changes the energy" in text
+    assert ("if the voltage told is that of the gun" in text) == (vendor in ("tescan", "hitachi"))
+
+
+@pytest.mark.parametrize(
+    "vendor, changes",
+    [
+        ("thermo", {"EBeamDeceleration.ModeOn": "On", "EBeamDeceleration.LandingEnergy": "450"}),
+        ("thermo", {"EBeamDeceleration.ModeOn": "On", "EBeamDeceleration.LandingEnergy": ""}),
+        ("thermo", {"EBeamDeceleration.StageBias": "50"}),
+        ("thermo", {"Beam.FineStageBias": "50"}),
+        ("thermo", {"Beam.HV": ""}),
+        ("thermo", {"Beam.HV": "-500"}),
+        ("zeiss", {"AP_ACTUALKV": ""}),
+        ("zeiss", {"AP_ACTUALKV": "EHT = Off"}),
+        ("tescan", {"SampleVoltage": "-600"}),
+        ("jeol", {"$SM_GB_BIAS_VOLT": "0.2"}),
+        ("hitachi", {"AcceleratingVoltage": "1e999 Volt"}),
+    ],
+)
+def test_landing_energy_that_is_not_clear_must_be_given(vendor, changes, images, tmp_path):
+    write_folder(tmp_path, vendor, images[..., :1], ENERGIES_KEV[:1], changes=changes)
+    assert_refused(
+        r"landing energy; got none \(.*Give beam_energies_kev= in the order site 7_500 V.tif", tmp_path
+    )
+    recording = instrument_files.read(tmp_path, beam_energies_kev=[0.3])
+    assert recording.beam_energies_kev == (0.3,) and recording.landing == "as given"
+
+
+@pytest.mark.parametrize(
+    "vendor, changes, message",
+    [
+        ("thermo", {"Beam.Beam": "IBeam"}, "must be of an electron beam; got IBeam"),
+        ("thermo", {"Scan.PixelHeight": "3e-9"}, "must be square; got 2 x 3 nm"),
+        ("thermo", {"Scan.PixelWidth": ""}, "needs its pixel size; got none .*Give pixel_nm="),
+        ("jeol", {"$$SM_MICRON_MARKER": "1 furlong"}, "needs its pixel size"),
+        ("jeol", {"$CM_FULL_SIZE": "1280 48"}, "needs its pixel size"),  # the image was made smaller
+        ("hitachi", {"DataSize": "1280x960"}, "needs its pixel size"),
+    ],
+)
+def test_pixel_that_is_not_clear_is_refused(vendor, changes, message, images, tmp_path):
+    assert_refused(message, write_folder(tmp_path, vendor, images, changes=changes))
+
+
+def test_zeiss_pixel_of_unnamed_numbers_and_damaged_micro_sign(images, tmp_path):
+    write_folder(tmp_path / "a", "zeiss", images, changes={"AP_IMAGE_PIXEL_SIZE": ""})
+    assert instrument_files.read(tmp_path / "a").pixel_nm == pytest.approx(PIXEL_NM, rel=1e-5)
+    write_folder(
+        tmp_path / "b", "zeiss", images, changes={"AP_IMAGE_PIXEL_SIZE": "Image Pixel Size = 0.003 ?m"}
+    )
+    assert instrument_files.read(tmp_path / "b").pixel_nm == pytest.approx(3.0)
+
+
+def test_tescan_header_beside_the_image_is_read(images, tmp_path):
+    recording = instrument_files.read(write_folder(tmp_path, "tescan", images, beside=True, bar=True))
+    np.testing.assert_array_equal(recording.images, images)
+    assert recording.beam_energies_kev == ENERGIES_KEV and recording.pixel_nm == pytest.approx(PIXEL_NM)
+
+
+def test_one_file_of_pages_with_tags_each(images, tmp_path):
+    write_folder(tmp_path / "a", "thermo", images)
+    with tifffile.TiffWriter(tmp_path / "pages.tif") as file:
+        for path in sorted((tmp_path / "a").iterdir()):
+            with tifffile.TiffFile(path) as page:
+                tag = page.pages[0].tags[34682]
+                page.filehandle.seek(tag.valueoffset)
+                text = page.filehandle.read(tag.count)
+                file.write(
+                    page.asarray(), extratags=[(34682, "s", len(text), text, True)], photometric="minisblack",
+                    metadata=None,
+                )  # fmt: skip
+    recording = instrument_files.read(tmp_path / "pages.tif")
+    np.testing.assert_array_equal(recording.images, images)
+    assert recording.beam_energies_kev == ENERGIES_KEV and recording.source[0] == "pages.tif, page 2"
+
+
+def write_general(folder, images):
+    """One file of each general format, and what must be given with it."""
+    writers.write_ome(folder / "a.ome.tif", images, pixel_nm=PIXEL_NM)
+    writers.write_mrc(folder / "a.mrc", images.astype(np.uint16), pixel_nm=PIXEL_NM)
+    even_kev = (0.5, 1.0, 1.5)
+    about = {"beam_energies_kev": even_kev, "pixel_nm": PIXEL_NM}
+    writers.write_hdf5(folder / "a.h5", images, axes="yxe", electrons_per_pixel=40.0, **about)
+    writers.write_hyperspy(folder / "a.hspy", images, **about)
+    told = {name: {"beam_energies_kev": even_kev} for name in ("a.ome.tif", "a.mrc")}
+    return told | {"a.h5": {}, "a.hspy": {}}
+
+
+@pytest.mark.parametrize("name", ["a.ome.tif", "a.mrc", "a.h5", "a.hspy"])
+def test_general_formats_come_back(name, images, tmp_path):
+    recording = instrument_files.read(tmp_path / name, **write_general(tmp_path, images)[name])
+    np.testing.assert_array_equal(recording.images, images)
+    assert recording.beam_energies_kev == pytest.approx((0.5, 1.0, 1.5))
+    assert recording.pixel_nm == pytest.approx(PIXEL_NM)
+    assert recording.electrons_per_pixel == ((40.0,) * 3 if name == "a.h5" else (None,) * 3)
+
+
+def test_stack_of_this_package_is_read_too(images, tmp_path):
+    imageio.write_stack(str(tmp_path), imageio.Stack(images.astype(np.int32), ENERGIES_KEV, 400))
+    recording = instrument_files.read(tmp_path / "stack.tif", pixel_nm=1.0)
+    np.testing.assert_array_equal(recording.images, images)
+    assert (recording.beam_energies_kev, recording.electrons_per_pixel) == (ENERGIES_KEV, (400,) * 3)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64, np.dtype(">u2")])
+def test_other_numbers_become_unsigned_or_float32(dtype, images, tmp_path):
+    stored = images.astype(dtype) - (500 if dtype == np.int16 else 0)
+    writers.write_hdf5(tmp_path / "a.h5", stored, beam_energies_kev=ENERGIES_KEV, pixel_nm=1.0)
+    recording = instrument_files.read(tmp_path / "a.h5")
+    np.testing.assert_array_equal(recording.images, stored)
+    expected = {np.int32: np.uint32, np.dtype(">u2"): np.uint16}
+    assert recording.images.dtype == expected.get(dtype, np.float32)
+
+
+def test_axes_are_told_guessed_or_asked_for(images, tmp_path):
+    square = images[:40]
+    for order, stored in (
+        ("eyx", np.moveaxis(square, -1, 0)),
+        ("yxe", square),
+        ("yex", np.moveaxis(square, -1, 1)),
+    ):
+        writers.write_hdf5(tmp_path / f"{order}.h5", stored, pixel_nm=1.0, beam_energies_kev=ENERGIES_KEV)
+        given = {"axes": order} if order == "yex" else {}
+        np.testing.assert_array_equal(instrument_files.read(tmp_path / f"{order}.h5", **given).images, square)
+    assert_refused(r"axis of the energies must be clear.*Give axes=", tmp_path / "yex.h5")
+    writers.write_hdf5(tmp_path / "cube.h5", square[:3, :3], pixel_nm=1.0, beam_energies_kev=ENERGIES_KEV)
+    assert_refused(r"must be clear; got shape \(3, 3, 3\), 3 energies", tmp_path / "cube.h5")
+    assert_refused("axes must be eyx or yxe; got xye", tmp_path / "yxe.h5", axes="xye")
+
+
+def test_what_is_given_takes_precedence_and_the_difference_is_told(images, tmp_path):
+    write_folder(tmp_path, "zeiss", images)
+    recording = instrument_files.read(
+        tmp_path, beam_energies_kev=(3, 2, 1), pixel_nm=5, electrons_per_pixel=100, rows=(2, 40)
+    )
+    np.testing.assert_array_equal(recording.images, images[2:40, :, ::-1])
+    assert (recording.beam_energies_kev, recording.pixel_nm) == ((1, 2, 3), 5)
+    assert recording.electrons_per_pixel == (100,) * 3
+    text = " ".join(recording.assumptions)
+    assert "other landing energies: 0.5, 2, 10 keV" in text and "other sizes of a pixel: 2 nm" in text
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"beam_energies_kev": (1, 2)}, "got 3 images, 2 energies. Give beam_energies_kev= in the order"),
+        ({"beam_energies_kev": (1, 2, 2)}, "must be positive and differ; got 1, 2, 2 keV"),
+        ({"beam_energies_kev": (0, 1, 2)}, "must be positive and differ"),
+        ({"beam_energies_kev": (1, 2, math.nan)}, "must be positive and differ"),
+        ({"pixel_nm": 0}, "pixel_nm must be a positive length; got 0"),
+        ({"electrons_per_pixel": (1, 2)}, "one or one per image; got 1, 2 for 3 images"),
+        ({"electrons_per_pixel": -1}, "electrons_per_pixel must be positive"),
+        ({"rows": (0, 60)}, "rows must lie in the image; got 0, 60 of 48"),
+    ],
+)
+def test_what_is_given_must_be_possible(given, message, images, tmp_path):
+    assert_refused(message, write_folder(tmp_path, "thermo", images), **given)
+
+
+def test_images_that_do_not_belong_together_are_refused(images, tmp_path):
+    write_folder(tmp_path / "a", "jeol", images, energies_kev=(1.0, 2.0, 3.0))
+    writers.write_jeol(tmp_path / "a" / "more.tif", images[..., 0], beam_energy_kev=2.0, pixel_nm=PIXEL_NM)
+    assert_refused("must be positive and differ; got 2, 1, 2, 3 keV|got 1, 2, 3, 2|got 2", tmp_path / "a")
+    writers.write_jeol(tmp_path / "a" / "more.tif", images[..., 0], beam_energy_kev=4.0, pixel_nm=3.0)
+    assert_refused("pixels of one size; got 2, 3 nm", tmp_path / "a")
+    writers.write_jeol(tmp_path / "a" / "more.tif", images[:40, :, 0], beam_energy_kev=4.0, pixel_nm=PIXEL_NM)
+    assert_refused("of one size and type; got 40 x 40 uint8, 48 x 40 uint8", tmp_path / "a")
+
+
+def test_bar_that_no_file_tells_is_refused_with_the_rows_to_give(images, tmp_path):
+    barred = np.stack([writers.with_data_bar(image) for image in np.moveaxis(images, -1, 0)], axis=-1)
+    write_folder(tmp_path, "zeiss", barred)
+    assert_refused(r"no data bar; got .* from 48 of 56 .*Give rows=\(0, 48\), or rows=\(0, 56\)", tmp_path)
+    np.testing.assert_array_equal(instrument_files.read(tmp_path, rows=(0, 48)).images, images)
+    np.testing.assert_array_equal(instrument_files.read(tmp_path, rows=(0, 56)).images, barred)
+
+
+def test_few_counts_are_no_data_bar(tmp_path):
+    counts = np.random.default_rng(1).poisson(0.2, (40, 50, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(
+        instrument_files.read(write_folder(tmp_path, "tescan", counts)).images, counts
+    )
+
+
+@pytest.mark.parametrize("value", [7, np.nan])
+def test_image_without_contrast_or_finite_values_is_refused(value, images, tmp_path):
+    flat = np.where(np.arange(3) == 1, value, images.astype(np.float32))
+    writers.write_hdf5(tmp_path / "a.h5", flat, beam_energies_kev=ENERGIES_KEV, pixel_nm=1.0)
+    assert_refused("finite and have contrast; .* a.h5, image 1", tmp_path / "a.h5", rows=(0, 48))
+
+
+def test_colours_and_inverted_images_are_refused_and_grey_palettes_are_not(images, tmp_path):
+    given = {"beam_energies_kev": [1.0], "pixel_nm": 1.0}
+    tifffile.imwrite(tmp_path / "a.tif", images, photometric="rgb")
+    assert_refused("must be grey, zero black; got photometric 2", tmp_path / "a.tif", **given)
+    tifffile.imwrite(tmp_path / "a.tif", images[..., 0], photometric="miniswhite")
+    assert_refused("must be grey, zero black; got photometric 0", tmp_path / "a.tif", **given)
+    red = np.zeros((3, 256), np.uint16)
+    red[0] = np.arange(256) * 257
+    tifffile.imwrite(tmp_path / "a.tif", images[..., 0], photometric="palette", colormap=red)
+    assert_refused("must be grey, zero black; got photometric 3", tmp_path / "a.tif", **given)
+
+
+def test_folder_is_not_left_by_links(images, tmp_path):
+    write_folder(tmp_path / "a", "jeol", images[..., :1], ENERGIES_KEV[:1])
+    write_folder(tmp_path / "b", "jeol", images[..., 1:2], ENERGIES_KEV[1:2])
+    outside = tmp_path / "b" / "site 7_2000 V.tif"
+    os.symlink(outside, tmp_path / "a" / "link.tif")
+    assert_refused("must lie in the folder itself; got the link or folder link.tif", tmp_path / "a")
+    os.remove(tmp_path / "a" / "link.tif")
+    os.rename(tmp_path / "a" / "site 7_500 V.txt", tmp_path / "elsewhere.txt")
+    os.symlink(tmp_path / "elsewhere.txt", tmp_path / "a" / "site 7_500 V.txt")
+    assert_refused("landing energy; got none", tmp_path / "a")  # the text behind the link is not read
+
+
+def test_hdf5_does_not_reach_into_other_files(images, tmp_path):
+    writers.write_hdf5(tmp_path / "secret.h5", images)
+    images[..., 0].tofile(tmp_path / "raw")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = h5py.ExternalLink("secret.h5", "images")
+    assert_refused("must hold one array of 3 axes; got 0", tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", (1, 48, 40), np.uint8, external=[("raw", 0, 1920)])
+    assert_refused("must be in the file; got images stored elsewhere", tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        layout = h5py.VirtualLayout((48, 40, 3), np.uint8)
+        layout[...] = h5py.VirtualSource("secret.h5", "images", (48, 40, 3))
+        file.create_virtual_dataset("images", layout)
+    assert_refused("must be in the file; got images stored elsewhere", tmp_path / "a.h5")
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("pickle was executed",)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.pkl", "a.hspy", "a.h5", "a.tif", "a.mrc"])
+def test_pickle_is_not_executed(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(pickle.dumps(Malicious()))
+    assert_refused("images must be", tmp_path / name, beam_energies_kev=[1.0], pixel_nm=1.0)
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name, library", [("a.h5", "h5py"), ("a.mrc", "mrcfile")])
+def test_missing_library_is_named(name, library, images, tmp_path, monkeypatch):
+    write_general(tmp_path, images)
+    monkeypatch.setitem(sys.modules, library, None)
+    assert_refused(f"need {library}; got none. Install requirements-io.txt", tmp_path / name)
+
+
+def test_missing_empty_and_unknown_are_refused(tmp_path):
+    assert_refused("images must exist; got .*none.tif", tmp_path / "none.tif")
+    assert_refused("must hold 1 to 256 files .tif; got 0", tmp_path)
+    (tmp_path / "a.png").write_bytes(b"")
+    assert_refused("a folder or a file .tif, .*; got .*a.png", tmp_path / "a.png")
+    for name in ("a.tif", "a.h5", "a.mrc"):
+        (tmp_path / name).write_bytes(b"")
+        assert_refused("must be readable", tmp_path / name)
+
+
+def declare(path, name):
+    """Changes a file to declare an image of 2^20 x 2^20 pixels."""
+    if name == "a.h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("images", (3, 2**20, 2**20), np.uint16, chunks=(1, 64, 64))
+    elif name == "a.mrc":
+        path.write_bytes(struct.pack("<2i", 2**20, 2**20) + path.read_bytes()[8:])
+    elif name == "extended.mrc":
+        data = (path.parent / "a.mrc").read_bytes()
+        path.write_bytes(data[:92] + struct.pack("<i", 2**31 - 1) + data[96:])
+    else:
+        with tifffile.TiffFile(path, mode="r+") as file:
+            for key in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+                file.pages[0].tags[key].overwrite(2**20)
+
+
+@pytest.mark.parametrize("name", ["a.ome.tif", "a.h5", "a.mrc", "extended.mrc"])
+def test_absurd_sizes_are_refused_before_they_are_allocated(name, images, tmp_path):
+    given = {"beam_energies_kev": ENERGIES_KEV, "pixel_nm": 1.0}
+    write_general(tmp_path, images)
+    declare(tmp_path / name, name)
+    tracemalloc.start()
+    try:
+        assert_refused("at most|pixels|must be readable", tmp_path / name, **given)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_deflated_data_that_expand_beyond_their_image_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((4096, 4096), np.uint8), compression="zlib", rowsperstrip=4096)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for key, value in (("ImageLength", 32), ("RowsPerStrip", 32)):
+            file.pages[0].tags[key].overwrite(value)
+    assert_refused("data of page 0 .* are more than an image", path, beam_energies_kev=[1.0], pixel_nm=1.0)
+
+
+def test_tiff_whose_chain_of_pages_breaks_off_is_refused(images, tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.moveaxis(images, -1, 0), photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        offsets = [page.offset for page in file.pages]
+    data = path.read_bytes()
+    place = data.rfind(struct.pack("<I", offsets[2]))  # the end of the second page names the third
+    path.write_bytes(data[:place] + struct.pack("<I", 2**31) + data[place + 4 :])
+    assert_refused("must be readable", path, beam_energies_kev=ENERGIES_KEV[:2], pixel_nm=1.0)
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """Cut off, with flipped bits, an extreme number or a random stretch; half of it in the first kilobyte."""
+    random = np.random.default_rng(seed)
+    array = np.frombuffer(data, np.uint8).copy()
+    place = int(random.integers(0, min(len(array), 1024) if seed % 2 else len(array)))
+    kind = seed % 5
+    if kind == 0:
+        return data[:place]
+    if kind in (1, 2):
+        for at in random.integers(
+            0, len(array) if seed % 2 else min(len(array), 1024), random.integers(1, 20)
+        ):
+            array[at] ^= 1 << random.integers(0, 8)
+    elif kind == 3:
+        extreme = random.choice([0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 0x10000]).item()
+        raw = np.frombuffer(struct.pack("<I", extreme), np.uint8)
+        array[place : place + 4] = raw[: len(array[place : place + 4])]
+    else:
+        array[place : place + 64] = random.integers(0, 256, len(array[place : place + 64]))
+    return array.tobytes()
+
+
+@functools.cache
+def sound_files(kind: str, folder: Path) -> dict[str, bytes]:
+    """Contents by name: the files of a recording, of which one is damaged at a time."""
+    images, folder = noisy_images(), folder / f"sound {kind}"
+    os.makedirs(folder)
+    if kind in VENDORS:
+        write_folder(folder, kind, images[..., :2], ENERGIES_KEV[:2])
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
+    if kind == "deflate.tif":
+        about = {"beam_energies_kev": ENERGIES_KEV, "pixel_nm": 1.0}
+        stack = np.moveaxis(images, -1, 0)
+        tifffile.imwrite(folder / kind, stack, compression="zlib", metadata=about, photometric="minisblack")
+    else:
+        write_general(folder, images)
+    return {kind: (folder / kind).read_bytes()}
+
+
+def check_damaged(kind, seeds, folder):
+    sound = sound_files(kind, folder)
+    given = {"beam_energies_kev": (0.5, 1.0, 1.5), "pixel_nm": 1.0} if kind in ("a.ome.tif", "a.mrc") else {}
+    read, slowest = 0, 0.0
+    for seed in seeds:
+        place = folder / f"{kind} {seed}"
+        os.makedirs(place)
+        for k, (name, data) in enumerate(sorted(sound.items())):
+            (place / name).write_bytes(damaged(data, seed) if k == seed % len(sound) else data)
+        start = time.perf_counter()
+        try:
+            recording = instrument_files.read(place if kind in VENDORS else place / kind, **given)
+        except (ValueError, OSError) as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000, (kind, seed)
+        else:
+            read += 1
+            assert recording.images.ndim == 3 and np.isfinite(recording.images).all()
+            energies_kev = np.array(recording.beam_energies_kev)
+            assert len(energies_kev) == recording.images.shape[2] and (np.diff(energies_kev) > 0).all()
+            assert energies_kev[0] > 0 and recording.pixel_nm > 0 and np.isfinite(recording.pixel_nm)
+        slowest = max(slowest, time.perf_counter() - start)
+    assert slowest < 5, (kind, slowest)  # seconds; it takes 0.01
+    return read
+
+
+KINDS = (*VENDORS, "deflate.tif", "a.ome.tif", "a.mrc", "a.h5", "a.hspy")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_are_read_or_refused_in_one_line(kind, tmp_path):
+    assert check_damaged(kind, range(40), tmp_path) < 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_damaged_files_are_read_or_refused_in_one_line(kind, tmp_path):
+    assert check_damaged(kind, range(1000, 1200), tmp_path) < 200
+
+
+@pytest.fixture(scope="module")
+def model():
+    return forward.load()
+
+
+@pytest.fixture
+def calibrated(model):
+    """Grey values of known yields, silicon left and copper right; other gain and offset for each energy."""
+    labels = np.ones((2, 3, 3, forward.depth(model)), np.uint8)
+    labels[1] = 2
+    silicon, copper = np.asarray(forward.expect_all(model, labels).yields)[:, 1, 1]
+    yields = np.where(np.arange(12)[None, :, None] < 6, silicon, copper) * np.ones((8, 1, 1))
+    yields[:, 4:8] = (silicon + copper) / 2
+    gain, offset = 500.0 + 40 * np.arange(20), 30.0 - 2 * np.arange(20)
+    nothing = (None,) * 20
+    recording = instrument_files.Recording(
+        (yields * gain + offset).astype(np.float32), model.beam_energies_kev, "", 1.0, nothing, nothing,
+        nothing, (), ("",) * 20,
+    )  # fmt: skip
+    return recording, yields
+
+
+LEFT, RIGHT = (slice(None), slice(0, 4)), np.tile(np.arange(12) >= 8, (8, 1))
+
+
+def test_two_areas_undo_gain_and_offset(calibrated, model):
+    recording, yields = calibrated
+    found = instrument_files.to_yields(recording, silicon=LEFT, copper=RIGHT, model=model)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, yields, rtol=1e-4)
+    few = dataclasses.replace(
+        recording, images=recording.images[..., 2:5], beam_energies_kev=recording.beam_energies_kev[2:5]
+    )
+    found = instrument_files.to_yields(few, silicon=LEFT, copper=RIGHT, model=model)
+    np.testing.assert_allclose(found, yields[..., 2:5], rtol=1e-4)
+
+
+def test_areas_that_are_empty_or_exchanged_and_unknown_energies_are_refused(calibrated, model):
+    recording, _ = calibrated
+    to_yields = functools.partial(instrument_files.to_yields, recording, model=model)
+    with pytest.raises(ValueError, match="silicon must be an area with pixels"):
+        to_yields(silicon=(slice(20, 30), slice(None)), copper=RIGHT)
+    with pytest.raises(ValueError, match="copper must be an area with pixels"):
+        to_yields(silicon=LEFT, copper=np.zeros((8, 12), bool))
+    with pytest.raises(ValueError, match="copper must be a mask .y, x. or two slices"):
+        to_yields(silicon=LEFT, copper=np.ones((3, 3), bool))
+    with pytest.raises(ValueError, match="must be of one sign in grey values and in yields, .* at 0.5 keV"):
+        to_yields(silicon=RIGHT, copper=LEFT)
+    with pytest.raises(ValueError, match="must be of one sign"):
+        to_yields(silicon=LEFT, copper=LEFT)
+    other = dataclasses.replace(recording, beam_energies_kev=(0.7, *recording.beam_energies_kev[1:]))
+    with pytest.raises(ValueError, match="must be among those of the image model"):
+        instrument_files.to_yields(other, silicon=LEFT, copper=RIGHT, model=model)
