@@ -78,9 +78,11 @@ def _folder(path):
             names.append(entry.name)
     if not 0 < len(names) <= MOST_IMAGES:
         raise Refusal(f"a folder must hold 1 to {MOST_IMAGES} files .tif; got {len(names)} in {path}.")
-    # Numbers ascend as numbers: 10kV.tif after 2kV.tif. Odd places of the split are the numbers.
+    # Numbers ascend as numbers: 10kV.tif after 2kV.tif. They are at the odd places of the split.
     names.sort(
-        key=lambda name: [(int(part), "") if k % 2 else (0, part) for k, part in enumerate(_parts(name))]
+        key=lambda name: [
+            (int(part), "") if k % 2 else (0, part) for k, part in enumerate(re.split("([0-9]+)", name))
+        ]
     )
     found, left = [], LARGEST_PIXELS
     for name in names:
@@ -90,10 +92,6 @@ def _folder(path):
         found += pages
         left -= pages[0].grey.size
     return found
-
-
-def _parts(name):
-    return re.split(r"([0-9]+)", name)
 
 
 @contextlib.contextmanager
@@ -286,7 +284,7 @@ def _axes_of(shape, count, path):
 
 def _hyperspy(group):
     """Order of the axes and facts of a signal of HyperSpy: the axis of navigation is that of the energies."""
-    stored = [dict(group[f"axis-{k}"].attrs) | dict(_array_of(group[f"axis-{k}"])) for k in range(3)]
+    stored = [dict(group[f"axis-{k}"].attrs) for k in range(3)]
     order = "".join("e" if axis["navigate"] else str(axis["name"])[:1].lower() for axis in stored)
     if sorted(order) != ["e", "x", "y"]:
         return order, {}
@@ -295,16 +293,12 @@ def _hyperspy(group):
         "pixel_nm": _edge_nm([abs(float(axis["scale"])) * UNIT_NM.get(axis["units"], 0) for axis in sides])
     }
     if unit_kev := UNIT_KEV.get(energy["units"]):
-        steps = np.arange(min(int(energy["size"]), MOST_IMAGES))
-        values = energy["axis"] if "axis" in energy else energy["offset"] + energy["scale"] * steps
-        facts["beam_energies_kev"] = (np.asarray(values, np.float64) * unit_kev).tolist()
+        values = group[f"axis-{order.index('e')}"].get("axis")  # only if the steps are not even
+        if values is None and energy["size"] <= MOST_IMAGES:
+            values = energy["offset"] + energy["scale"] * np.arange(energy["size"])
+        if np.size(values) <= MOST_IMAGES:
+            facts["beam_energies_kev"] = (np.asarray(values, np.float64) * unit_kev).tolist()
     return order, facts
-
-
-def _array_of(axis):
-    """Values of an axis that is not uniform, as a pair of key and values."""
-    if "axis" in axis and axis["axis"].size <= MOST_IMAGES:
-        yield "axis", axis["axis"][()]
 
 
 def _mrc(path):
@@ -324,7 +318,7 @@ def _mrc(path):
 
 
 def _check_mrc_header(path):
-    """Refuses an extended header, word 24 of the header (MRC2014), longer than the file: it would be allocated."""
+    """Refuses an extended header (size: word 24, MRC2014) longer than the file: it would be allocated."""
     with open(path, "rb") as file:
         header = file.read(1024)
     if len(header) < 1024:

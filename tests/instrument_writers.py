@@ -219,15 +219,23 @@ def write_hyperspy(path, images, *, beam_energies_kev, pixel_nm):
     """A signal of HyperSpy, written by RosettaSciIO; the axis of navigation is that of the energies."""
     from rsciio.hspy import file_writer
 
-    def axis(name, size, scale, offset, units, navigate):
-        uniform = {"_type": "UniformDataAxis", "is_binned": False}
-        about = {"name": name, "size": size, "scale": scale, "offset": offset, "units": units}
-        return uniform | about | {"navigate": navigate}
+    def axis(name, size, first, step, units):
+        about = {
+            "_type": "UniformDataAxis",
+            "name": name,
+            "units": units,
+            "navigate": False,
+            "is_binned": False,
+        }
+        return about | {"size": size, "offset": first, "scale": step}
 
-    first, step = beam_energies_kev[0], beam_energies_kev[1] - beam_energies_kev[0]
-    data = np.moveaxis(images, -1, 0)
-    axes = [axis("beam energy", len(data), step, first, "keV", True)]
-    axes += [axis(name, data.shape[k], pixel_nm / 1e3, 0.0, "µm", False) for k, name in ((1, "y"), (2, "x"))]
+    data, energies_kev = np.moveaxis(images, -1, 0), np.array(beam_energies_kev)
+    axes = [axis("beam energy", len(data), energies_kev[0], energies_kev[1] - energies_kev[0], "keV")]
+    axes += [axis(name, data.shape[k], 0.0, pixel_nm / 1e3, "µm") for k, name in ((1, "y"), (2, "x"))]
+    if np.ptp(np.diff(energies_kev)) > 1e-9:
+        axes[0] = {"_type": "DataAxis", "name": "beam energy", "units": "keV", "is_binned": False}
+        axes[0]["axis"] = energies_kev
+    axes[0]["navigate"] = True
     signal = {
         "data": data,
         "axes": axes,

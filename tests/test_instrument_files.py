@@ -180,6 +180,11 @@ def test_general_formats_come_back(name, images, tmp_path):
     assert recording.electrons_per_pixel == ((40.0,) * 3 if name == "a.h5" else (None,) * 3)
 
 
+def test_hyperspy_axis_may_have_uneven_steps(images, tmp_path):
+    writers.write_hyperspy(tmp_path / "a.hspy", images, beam_energies_kev=ENERGIES_KEV, pixel_nm=PIXEL_NM)
+    assert instrument_files.read(tmp_path / "a.hspy").beam_energies_kev == ENERGIES_KEV
+
+
 def test_stack_of_this_package_is_read_too(images, tmp_path):
     imageio.write_stack(str(tmp_path), imageio.Stack(images.astype(np.int32), ENERGIES_KEV, 400))
     recording = instrument_files.read(tmp_path / "stack.tif", pixel_nm=1.0)
