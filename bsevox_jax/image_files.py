@@ -32,11 +32,12 @@ UNIT_KEV = {"eV": 1e-3, "V": 1e-3, "keV": 1.0, "kV": 1.0}
 
 
 class Frame(NamedTuple):
-    """One image: its name, grey values [y, x] with the data bar, and what the file tells of it."""
+    """One image: its name, grey values [y, x] with the data bar, what the file tells, and values of marks."""
 
     name: str
     grey: np.ndarray
     told: Told
+    marks: tuple[int, ...] = ()
 
 
 def frames(path: str, *, images: int | None = None, axes: str | None = None) -> list[Frame]:
@@ -132,14 +133,17 @@ def _tiff(path, left):
                 continue
             _check_page(page, f"page {k} of {path}", left)
             left -= math.prod(page.shape)
-            found.append(Frame(f"{name}, page {k}", page.asarray(), told_by(page.tags, sidecar, page.shape)))
+            of_page = told_by(page.tags, sidecar, page.shape)
+            found.append(Frame(f"{name}, page {k}", page.asarray(), of_page, _marks(page)))
         found = _tell(found, facts, path)
     return [found[0]._replace(name=name)] if len(found) == 1 else found
 
 
 def _check_page(page, name, left):
     """Refuses a page that is too large, not grey, or not wholly in its file."""
-    if page.ndim != 2 or page.samplesperpixel != 1 or not _is_grey(page):
+    # A palette with more colours than greys is none of an SEM.
+    grey = page.photometric == 1 or (page.photometric == 3 and len(_marks(page)) < 2**page.bitspersample / 2)
+    if page.ndim != 2 or page.samplesperpixel != 1 or not grey:
         raise Refusal(
             f"images must be grey, zero black; got photometric {int(page.photometric)}, shape "
             f"{page.shape} in {name}. Export them anew."
@@ -171,12 +175,12 @@ def _check_page(page, name, left):
                 raise OSError(f"data of {name} are more than an image")
 
 
-def _is_grey(page):
-    """Also with a palette, as of Zeiss, if it is one of ascending greys."""
-    if page.photometric == 3 and page.colormap is not None:
-        colours = np.asarray(page.colormap, np.int64)
-        return bool((colours == colours[0]).all() and (np.diff(colours[0]) > 0).all())
-    return page.photometric == 1
+def _marks(page):
+    """Values that a palette does not show as their grey, as Zeiss keeps some for coloured marks."""
+    if page.photometric != 3 or page.colormap is None:
+        return ()
+    greys = np.asarray(page.colormap) >> (16 - page.bitspersample)
+    return tuple(np.flatnonzero((greys != np.arange(greys.shape[1])).any(axis=0)).tolist())
 
 
 def _described(text):

@@ -18,6 +18,7 @@ from bsevox_jax.image_files import frames
 from bsevox_jax.sem_metadata import Refusal
 
 ELEMENTARY_CHARGE_C = 1.602176634e-19  # exact, SI 2019
+POSSIBLE_KEV, POSSIBLE_PIXEL_NM = (0.01, 300.0), (1e-3, 1e6)  # wider than any SEM; beyond is a slip or damage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,8 @@ def read(
     notes.append(f"Landing energies: {landing}.")
     if any(one.stage_bias_v for one in told):
         notes.append("A bias of the stage changes the energy, and not what the detector collects.")
+    for gamma in sorted({one.gamma for one in told} - {1.0}):
+        notes.append(f"A gamma of {gamma:g}, which the files tell, is not in the grey values.")
     detectors = ", ".join(sorted({one.detector for one in told if one.detector})) or "none"
     notes.append(
         f"Grey values are linear in the backscattered electrons; detectors the files name: {detectors}."
@@ -184,11 +187,12 @@ def _energies_kev(found, given, notes):
         raise Refusal(f"an image needs its landing energy; got none{reason} for {frame.name}. {remedy}.")
     else:
         energies_kev = told
-    steps = np.diff(np.sort(energies_kev))
-    if not (np.isfinite(energies_kev).all() and min(energies_kev) > 0 and (steps > 1e-6).all()):
+    ascending = np.sort(energies_kev)
+    least, most = POSSIBLE_KEV
+    if not (least <= ascending[0] <= ascending[-1] <= most and (np.diff(ascending) > 1e-6).all()):
         raise Refusal(
-            f"landing energies must be positive and differ; got {_listed(energies_kev)} keV. {remedy}, "
-            "or leave images out."
+            f"landing energies must differ and be {least:g} to {most:g} keV; got {_listed(energies_kev)}. "
+            f"{remedy}, or leave images out."
         )
     return [float(energy) for energy in energies_kev]
 
@@ -197,21 +201,25 @@ def _pixel_nm(found, given, notes):
     told = [_positive(frame.told.pixel_nm) for frame in found]
     known = sorted({size for size in told if size is not None})
     if given is not None:
-        if _positive(given) is None:
-            raise Refusal(f"pixel_nm must be a positive length; got {given}. Give the edge of a pixel in nm.")
         notes.append("The size of a pixel is as given.")
         if known and max(abs(size - given) for size in known) > 0.01 * given:
             notes.append(f"The files tell other sizes of a pixel: {_listed(known)} nm.")
-        return float(given)
-    if None in told:
+        sizes = [given]
+    elif None in told:
         name = found[told.index(None)].name
         raise Refusal(f"every image needs its pixel size; got none for {name}. Give pixel_nm=.")
-    if known[-1] > 1.01 * known[0]:
+    else:
+        sizes = known
+    least, most = POSSIBLE_PIXEL_NM
+    if not least <= sizes[0] <= sizes[-1] <= most:
         raise Refusal(
-            f"images must have pixels of one size; got {_listed(known)} nm. Resample them, and give "
-            "pixel_nm=."
+            f"pixel_nm must be {least:g} to {most:g}; got {_listed(sizes)}. Give the edge of a pixel."
         )
-    return float(np.mean(told))
+    if sizes[-1] > 1.01 * sizes[0]:
+        raise Refusal(
+            f"pixels must be of one size; got {_listed(sizes)} nm. Resample the images, give pixel_nm=."
+        )
+    return float(np.mean(sizes))
 
 
 def _doses(found, given, notes):
@@ -244,7 +252,7 @@ def _positive(value):
 
 def _field(frame, rows, notes):
     """The image without its data bar, unsigned or float32 [y, x]."""
-    name, grey, told = frame
+    name, grey, told, marks = frame
     height = len(grey)
     if rows is not None:
         first, stop = rows
@@ -264,6 +272,10 @@ def _field(frame, rows, notes):
                 f"images must show no data bar; got rows of one grey value from {flat} of {height} in "
                 f"{name}. Give rows=(0, {flat}), or rows=(0, {height}) if the specimen itself is so uniform."
             )
+    if np.isin(grey, marks).any():
+        raise Refusal(
+            f"an image must show no coloured marks; got some in {name}. Save it without, or give rows=."
+        )
     if not np.isfinite(grey).all() or grey.min() == grey.max():
         raise Refusal(f"an image must be finite and have contrast; got one without in {name}. Leave it out.")
     if grey.dtype.kind == "i" and grey.min() >= 0:
@@ -275,7 +287,8 @@ def _field(frame, rows, notes):
 def _first_flat_row(grey):
     """First row in the lowest quarter that one grey value fills by half; None if there is no data bar.
 
-    A specimen is noisy; a bar is flat behind its text. A value that fills half of a row is its median.
+    A specimen is noisy; a bar is flat behind its text, but for a few rows. What fills half of a row is its
+    median.
     """
     median = np.partition(grey, grey.shape[1] // 2, axis=1)[:, grey.shape[1] // 2, None]
     flat = (grey == median).mean(axis=1) > 0.5
@@ -284,7 +297,8 @@ def _first_flat_row(grey):
     # The bar reaches the lowest rows; where the specimen has such rows too, nothing can be told.
     if len(places) < 2 or not flat[-2:].any() or flat[: len(flat) // 2].mean() > 0.1:
         return None
-    return int(places[0])
+    breaks = np.flatnonzero(np.diff(places) > 8)  # rows; above the last is the specimen, with saturated rows
+    return int(places[breaks[-1] + 1 if len(breaks) else 0])
 
 
 def _listed(values) -> str:

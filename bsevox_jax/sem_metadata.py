@@ -1,16 +1,17 @@
 """What an SEM writes beside its pixels: landing energy, pixel size, dwell time and current, by vendor.
 
-No vendor publishes its keys. They are those that public readers use and real files show:
+No maker publishes its keys. Those of Thermo Fisher and Zeiss were checked with files of a Helios and of two
+Zeiss microscopes that HyperSpy 1.7.6 has among its tests; the others are those that public readers use.
 
-* Thermo Fisher, FEI: INI text in the tags 34680 and 34682 (tifffile; `[EBeamDeceleration]`: NexusLIMS and
-  pynxtools-em). SI units.
-* Zeiss: text in the tag 34118 (tifffile; rosettasciio 0.15 for the unnamed pixel size, the fourth number,
-  of an image 1024 pixels wide). Damaged micro signs read as "?m" (zeiss-sem-tiff).
-* TESCAN: blocks in the tag 50431, or an `.hdr` file beside the image (Gwyddion, NexusLIMS). SI units.
-* Hitachi: `[SemImageFile]` in a `.txt` file beside the image (Bio-Formats: `PixelSize` in nm).
-* JEOL: `$CM_...` in a `.txt` file beside the image; the pixel size is that of the scale bar.
+* Thermo Fisher, FEI: INI text in the tags 34680 and 34682 (tifffile), SI units.
+* Zeiss: text in the tag 34118 (tifffile). Where a pixel size has no name, the fourth number before the names
+  is that of an image 1024 pixels wide (RosettaSciIO 0.15). Damaged micro signs read as "?m" (zeiss-sem-tiff).
+* TESCAN: blocks in the tag 50431, or an `.hdr` file beside the image (Gwyddion, NexusLIMS), SI units.
+* Hitachi: `[SemImageFile]` in a `.txt` file beside the image, `PixelSize` in nm (Bio-Formats).
+* JEOL: `$CM_...` in a `.txt` file beside the image; the pixel size is that of the scale bar (NOMAD).
 
-Neither Hitachi nor JEOL tells dwell time and probe current in units.
+Hitachi and JEOL tell no dwell time, and no probe current with a unit. What the voltage of Zeiss, TESCAN and
+Hitachi means while the stage is biased was not checked; `Told.landing` says so.
 """
 
 import math
@@ -43,6 +44,7 @@ class Told(NamedTuple):
         electrons_per_pixel: dose, where it is told as such.
         field_rows: rows from the top that show the specimen; a data bar lies below.
         detector: as the file names it.
+        gamma: exponent of what was shown on the screen, where a file tells it.
     """
 
     beam_energy_kev: float | None = None
@@ -54,6 +56,7 @@ class Told(NamedTuple):
     electrons_per_pixel: float | None = None
     field_rows: int | None = None
     detector: str = ""
+    gamma: float = 1.0
 
 
 def told_by(tags, sidecar: str, shape: tuple[int, int]) -> Told:
@@ -103,6 +106,7 @@ def _thermo(ini, shape):
         # Of a reduced area the resolution may be that of the full one, larger than the image.
         field_rows=min(_rows(shape, resolution), _rows(shape, shape[0] - (bar or 0))),
         detector=" ".join(ini.get(key, "") for key in ("Detectors.Name", "Detectors.Mode")).strip(),
+        gamma=_si(ini.get("Image.DigitalGamma")) or 1.0,
     )
 
 
@@ -112,12 +116,15 @@ def _zeiss(value, shape):
     pixel_m = _si(named.get("ap_image_pixel_size"))
     if pixel_m is None and len(unnamed) > 3:
         pixel_m = _times(_si(str(unnamed[3])), 1024 / shape[1])
+    bias, landing = _si(named.get("ap_stage_bias_voltage_high")), None
+    if _si(named.get("ap_stage_bias_voltage")):  # the low one, of either sign
+        landing = math.nan
     kind = named.get("dp_noise_reduction", "").lower()
     counts = {"frame av": "ap_frame_average_count", "frame int": "ap_frame_int_count"}
     counts |= {"line av": "ap_line_average_count", "line int": "ap_line_int_count"}
     passes = next((_passes(named, key) for start, key in counts.items() if kind.startswith(start)), 1)
     return Told(
-        **_landing(_si(named.get("ap_actualkv")), none="Zeiss files tell no stage bias"),
+        **_landing(_si(named.get("ap_actualkv")), bias, landing),
         pixel_nm=_times(pixel_m, 1e9),
         dwell_s=_times(_si(named.get("dp_dwell_time")), passes),
         current_na=_times(_si(named.get("ap_iprobe")), 1e9),
@@ -133,6 +140,7 @@ def _tescan(ini, shape):
         current_na=_times(_si(ini.get("PredictedBeamCurrent")), 1e9),
         field_rows=_rows(shape, shape[0] - (_si(ini.get("ImageStripSize")) or 0)),
         detector=ini.get("Detector", ""),
+        gamma=_si(ini.get("LUTGamma")) or 1.0,
     )
 
 
@@ -161,7 +169,7 @@ def _jeol(ini, shape):
     )
 
 
-def _landing(gun_v, bias_v=None, landing_v=None, none="no stage bias"):
+def _landing(gun_v, bias_v=None, landing_v=None):
     """Energy at the surface, and how it was found; or why the voltages do not tell it."""
     if not gun_v or gun_v <= 0:
         return {"landing": "no beam voltage is told"}
@@ -173,7 +181,8 @@ def _landing(gun_v, bias_v=None, landing_v=None, none="no stage bias"):
         voltages = f"a gun at {gun_v:g} V, a bias of {bias_v or 0:g} V, a landing energy of {told:g} eV"
         return {"landing": f"{voltages} do not agree"}
     if told > 0.99 * gun_v:
-        return {"beam_energy_kev": told / 1e3, "landing": f"of the gun, {none}"}
+        known = "no stage bias" if bias_v == 0 else "no stage bias told"
+        return {"beam_energy_kev": told / 1e3, "landing": f"of the gun, {known}"}
     note = f"{gun_v / 1e3:g} keV less {gun_v - told:g} V of the stage"
     note += "" if landing_v is not None else ", if the voltage told is that of the gun"
     return {"beam_energy_kev": told / 1e3, "landing": note, "stage_bias_v": gun_v - told}

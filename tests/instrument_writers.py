@@ -73,7 +73,16 @@ def write_thermo(
 
 
 def write_zeiss(
-    path, grey, *, beam_energy_kev, pixel_nm, dwell_s=1e-6, current_na=0.1, frames=1, changes=None, **_
+    path,
+    grey,
+    *,
+    beam_energy_kev,
+    pixel_nm,
+    dwell_s=1e-6,
+    current_na=0.1,
+    stage_bias_v=0.0,
+    frames=1,
+    changes=None,
 ):
     """A TIFF of SmartSEM: text in the tag 34118, unnamed numbers first; grey values through a palette."""
     unnamed = ["0", "0", "0", f"{pixel_nm * 1e-9 * grey.shape[1] / 1024:.6e}", "1.000507e+004", "6"]
@@ -88,14 +97,20 @@ def write_zeiss(
         "AP_ACTUALKV": f"EHT = {beam_energy_kev:6.3f} kV",
         "AP_IPROBE": f"I Probe = {current_na * 1e3:g} pA",
         "AP_IMAGE_PIXEL_SIZE": f"Image Pixel Size = {pixel_nm:.5g} nm",
+        "DP_STAGE_BIAS_HIGH": f"Beam deceleration = {'On' if stage_bias_v else 'Off'}",
+        "AP_STAGE_BIAS_VOLTAGE_HIGH": f"Beam deceleration Volts = {stage_bias_v:g} V",
+        "AP_STAGE_BIAS_VOLTAGE": "Stage bias Low Volts =   0.0 V",
         "AP_DATE": "Date :27 Nov 2026",
         "SV_SERIAL_NUMBER": "Serial No. = Merlin-61-00",
     } | (changes or {})
     lines = (
         unnamed + [str(len(named))] + [line for key, text in named.items() if text for line in (key, text)]
     )
-    grey_palette = np.tile(np.arange(256, dtype=np.uint16) * 257, (3, 1))
-    palette = {"photometric": "palette", "colormap": grey_palette} if grey.dtype == np.uint8 else {}
+    palette = {}
+    if grey.dtype == np.uint8:
+        colours = np.tile(np.arange(256, dtype=np.uint16) * 257, (3, 1))
+        colours[0, 9:235:9] = 65535  # kept for marks; no pixel of the image has these values
+        palette = {"photometric": "palette", "colormap": colours}
     _tiff(path, grey, 34118, "s", "\r\n".join(lines) + "\r\n", **palette)
 
 
