@@ -200,6 +200,26 @@ def write_volume(folder: str, probability: np.ndarray, voxel_nm: float, stack: S
     )
 
 
+def check_probability(probability: np.ndarray, voxel_nm: float, threshold: float) -> np.ndarray:
+    """The probability as float32, if it, the voxels and the threshold can be those of a reconstruction.
+
+    Raises:
+        ValueError: the first broken rule, the value received and the remedy, in one line.
+    """
+    probability = np.asarray(probability)
+    if probability.ndim != 3 or 0 in probability.shape or probability.dtype.kind not in "buif":
+        received = f"{probability.dtype} of shape {probability.shape}"
+        raise ValueError(f"probability must be numbers [y, x, z]; got {received}. Give one volume.")
+    if not (probability.min() >= 0 and probability.max() <= 1):  # false for NaN
+        received = f"{probability.min():g} to {probability.max():g}"
+        raise ValueError(f"probability must be from 0 to 1; got {received}. Give probabilities, not logits.")
+    if not (np.isfinite(voxel_nm) and voxel_nm > 0):
+        raise ValueError(f"voxel_nm must be positive; got {voxel_nm}. Give the edge of a voxel in nm.")
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must lie between 0 and 1; got {threshold}. Take 0.5.")
+    return probability.astype(np.float32)
+
+
 @contextlib.contextmanager
 def whole_files(folder: str) -> Iterator[str]:
     """A temporary folder; its files move to `folder`, made if missing, once all are complete.
@@ -219,7 +239,10 @@ def whole_files(folder: str) -> Iterator[str]:
         yield temporary
         os.makedirs(folder, exist_ok=True)
         for name in os.listdir(temporary):
-            os.replace(os.path.join(temporary, name), os.path.join(folder, name))
+            target = os.path.join(folder, name)
+            if os.path.isdir(target):  # which nothing can take the place of
+                os.replace(target, tempfile.mkdtemp(prefix=".replaced-", dir=temporary))
+            os.replace(os.path.join(temporary, name), target)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise OSError(

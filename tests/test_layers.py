@@ -48,6 +48,7 @@ PACKAGE_ARROWS = {
     "parallel": set(),
     "log": {"imageio", "parallel"},
     "imageio": set(),
+    "volumes": {"imageio"},
     "report": {"data", "imageio"},
     "page": {"data", "imageio", "metrics", "reconstruct", "report"},
     "sem_metadata": set(),
