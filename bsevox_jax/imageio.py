@@ -6,6 +6,7 @@ alone) or a TIFF with one page per energy, ascending. What a file does not say, 
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
@@ -218,6 +219,20 @@ def check_probability(probability: np.ndarray, voxel_nm: float, threshold: float
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie between 0 and 1; got {threshold}. Take 0.5.")
     return probability.astype(np.float32)
+
+
+def json_text(facts: dict) -> str:
+    """Facts as one line of JSON in ASCII.
+
+    Raises:
+        ValueError: JSON cannot hold them; one line.
+    """
+    try:
+        return json.dumps(facts, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"facts must fit into JSON; got {error}. Give texts, finite numbers, lists and dicts."
+        ) from error
 
 
 @contextlib.contextmanager

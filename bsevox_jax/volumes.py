@@ -79,10 +79,7 @@ def write(
         "voxel_nm": voxel_nm,
         "threshold": threshold,
     }
-    try:
-        text = json.dumps(facts | {"about": about}, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"about must fit into JSON; got {about!r:.60}: {error}. Convert it.") from error
+    text = imageio.json_text(facts | {"about": about})
     try:
         with imageio.whole_files(folder) as temporary:
             for name in dict.fromkeys(formats):

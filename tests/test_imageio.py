@@ -182,3 +182,11 @@ def test_folder_that_cannot_be_written_is_one_line(tmp_path, parent):
         with imageio.whole_files(os.path.join(tmp_path, parent, "new")):
             pass
     assert "\n" not in str(error.value)
+
+
+def test_whole_folder_takes_the_place_of_an_older_one(tmp_path):
+    for name in ("old", "new"):
+        with imageio.whole_files(tmp_path) as folder:
+            os.mkdir(os.path.join(folder, "volume"))
+            np.save(os.path.join(folder, "volume", name), 0)
+    assert os.listdir(tmp_path) == ["volume"] and os.listdir(tmp_path / "volume") == ["new.npy"]

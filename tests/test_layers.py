@@ -49,6 +49,7 @@ PACKAGE_ARROWS = {
     "log": {"imageio", "parallel"},
     "imageio": set(),
     "volumes": {"imageio"},
+    "measure": {"imageio"},
     "report": {"data", "imageio"},
     "page": {"data", "imageio", "metrics", "reconstruct", "report"},
     "sem_metadata": set(),
