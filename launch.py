@@ -48,8 +48,9 @@ def evaluate(options) -> None:
 def reconstruct(options) -> None:
     from bsevox_jax.reconstruct import reconstruct
 
-    reconstruct(options.input, options.checkpoint, options.output, **_dose_and_energies(options))
-    print(f"volume.npz, volume.tif and picture.png are in {options.output}")
+    about = _dose_and_energies(options) | {"formats": options.formats}
+    reconstruct(options.input, options.checkpoint, options.output, **about)
+    print(f"volume.npz, volume.tif, picture.png, bodies.csv and bodies.json are in {options.output}")
 
 
 def simulate(options) -> None:
@@ -91,6 +92,8 @@ FLAGS = (  # name, kind, default, help
     ("checkpoint", flags.DEFINE_string, None, "Reconstruct: exported network, <workdir>/export; default: the "
      "shipped compact."),
     ("output", flags.DEFINE_string, None, "Reconstruct, simulate, plan: folder of the results."),
+    ("formats", flags.DEFINE_list, [], "Reconstruct: more files of the volume, of ome-tiff, ome-zarr, "
+     "mrc, hdf5, vti, stl, ply."),
     ("precision_nm", flags.DEFINE_float, 1.0, "Plan: wanted standard error of position, depth and size."),
     ("beam_energies_kev", flags.DEFINE_list, None, "Reconstruct, simulate: ascending, as 0.5,1,1.5."),
     ("electrons_per_pixel", flags.DEFINE_integer, None, "Reconstruct, simulate: dose per energy."),

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 import bsevox_jax
-from bsevox_jax import checkpoint, imageio, metrics, models, parallel, report
+from bsevox_jax import checkpoint, imageio, measure, metrics, models, parallel, report, volumes
 from bsevox_jax.models.equivariant import INVERSE, turned
 
 VOXEL_NM = 1.0  # of the simulated training data, and so of every network yet
@@ -25,14 +25,16 @@ def reconstruct(
     *,
     beam_energies_kev: Sequence[float] | None = None,
     electrons_per_pixel: int | None = None,
+    formats: Sequence[str] = (),
 ) -> np.ndarray:
-    """Reconstructs a volume; writes `volume.npz`, `volume.tif` and `picture.png`.
+    """Reconstructs a volume; writes `volume.npz`, `volume.tif`, `bodies.csv`, `bodies.json`, `picture.png`.
 
     Args:
         stack_path: see `imageio.read_stack`.
         export_path: folder of an exported network; None: `compact` as shipped.
         output_dir: folder of the results.
         beam_energies_kev, electrons_per_pixel: of the stack, where the file does not tell.
+        formats: of more files of the volume, see `volumes`.
 
     Returns:
         Probability of Cu, float32 [y, x, z].
@@ -55,6 +57,11 @@ def reconstruct(
             model = export.config["model"]["name"]
             title = f"{os.path.basename(stack_path)}, reconstructed by {model} trained on {export.dataset}"
             report.picture(os.path.join(folder, "picture.png"), stack, probability, VOXEL_NM, title=title)
+            bodies = measure.bodies(probability, VOXEL_NM)
+            measure.write_csv(os.path.join(folder, "bodies.csv"), bodies)
+            measure.write_json(os.path.join(folder, "bodies.json"), bodies, about)
+            if formats:
+                volumes.write(folder, probability, VOXEL_NM, about, formats=formats)
         print(*(f"assumed: {line}" for line in about["assumptions"]), sep="\n")
     return probability
 
@@ -122,19 +129,19 @@ def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_
 
     def predict(weights, counts):
         images = export.normalisation(counts, electrons_per_pixel)
-        volumes = predicted(network, weights, images, all_attitudes=all_attitudes)
-        return lax.all_gather(volumes, parallel.AXIS, tiled=True)
+        found = predicted(network, weights, images, all_attitudes=all_attitudes)
+        return lax.all_gather(found, parallel.AXIS, tiled=True)
 
     mapped, weights = parallel.map_evaluation(predict), parallel.replicate(export.weights)
     devices = jax.device_count()
     batch = devices * min(ROWS_PER_DEVICE, -(-len(counts) // devices))
-    volumes = []
+    parts = []
     for start in range(0, len(counts), batch):
         rows = np.arange(start, start + batch)[parallel.local_rows(batch)] % len(
             counts
         )  # the last is filled up
-        volumes.append(parallel.unreplicate(mapped(weights, parallel.shard(counts[rows]))))
-    return np.concatenate(volumes)[: len(counts)].astype(np.float32)
+        parts.append(parallel.unreplicate(mapped(weights, parallel.shard(counts[rows]))))
+    return np.concatenate(parts)[: len(counts)].astype(np.float32)
 
 
 def predicted(network: Any, weights: dict, images: jax.Array, *, all_attitudes: bool) -> jax.Array:
@@ -153,8 +160,8 @@ def _symmetric_mean(predict: Callable, images: jax.Array) -> jax.Array:
     total = 0.0
     for together in (every,) if square else (every[:4], every[4:]):  # those of one shape in one batch
         seen = jnp.concatenate([_turned(images, k) for k in together])
-        for k, volumes in zip(together, jnp.split(predict(seen), len(together)), strict=True):
-            total = total + _turned(volumes, INVERSE[k])
+        for k, found in zip(together, jnp.split(predict(seen), len(together)), strict=True):
+            total = total + _turned(found, INVERSE[k])
     return total / len(INVERSE)
 
 

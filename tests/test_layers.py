@@ -98,7 +98,7 @@ PACKAGE_ARROWS = {
     "source": {"data", "stream"},
     "sweep": {"data", "imageio", "losses", "models", "parallel", "source", "step", "task"},
     "train": {"checkpoint", "data", "log", "losses", "models", "parallel", "source", "step", "task"},
-    "reconstruct": {"checkpoint", "imageio", "metrics", "models", "parallel", "report"},
+    "reconstruct": {"checkpoint", "imageio", "measure", "metrics", "models", "parallel", "report", "volumes"},
     "evaluate": {
         "checkpoint",
         "data",

@@ -1,8 +1,10 @@
+import json
 import os
 
 import jax
 import numpy as np
 import pytest
+import scipy.ndimage
 import small_export
 import tifffile
 
@@ -41,8 +43,10 @@ def test_every_format_gives_the_network_applied_to_the_yields_in_all_attitudes(f
         cu = 1 / (1 + np.exp(logits[..., 0] - logits[..., 1]))
         expected += np.asarray(data.transform(cu, INVERSE[k])) / data.SYMMETRIES
 
+    given = given | {"formats": ["vti"]}
     reconstruct(str(folder / name), str(folder / "run" / "export"), str(tmp_path / "out"), **given)
-    assert sorted(os.listdir(tmp_path / "out")) == ["picture.png", "volume.npz", "volume.tif"]
+    written = ["bodies.csv", "bodies.json", "picture.png", "volume.npz", "volume.tif", "volume.vti"]
+    assert sorted(os.listdir(tmp_path / "out")) == written
     with np.load(tmp_path / "out" / "volume.npz") as volume:
         np.testing.assert_allclose(volume["probability"], expected, atol=1e-5)
         assert volume["probability"].dtype == np.float32
@@ -53,6 +57,12 @@ def test_every_format_gives_the_network_applied_to_the_yields_in_all_attitudes(f
         assert not any("dose" in line for line in volume["assumptions"])
         zyx = np.transpose(volume["probability"], (2, 0, 1))
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "volume.tif"), zyx)
+    bodies = json.loads((tmp_path / "out" / "bodies.json").read_text())
+    assert bodies["about"]["checkpoint_sha256"] == export.sha256
+    _, number = scipy.ndimage.label(expected > 0.5)
+    assert (
+        len(bodies["bodies"]) == number == len((tmp_path / "out" / "bodies.csv").read_text().splitlines()) - 1
+    )
 
 
 def test_volumes_do_not_depend_on_what_else_is_in_the_batch(folder):
