@@ -27,6 +27,8 @@ ROOT = os.path.dirname(os.path.abspath(__file__))
 
 
 def train(options) -> None:
+    if "compare" in options.config:
+        raise ValueError("this configuration compares; got --mode=train. Give --mode=evaluate.")
     if "sweep" in options.config:
         from bsevox_jax.sweep import sweep as train
     else:

@@ -27,21 +27,20 @@ flags.DEFINE_integer("validation_specimens", 16, "for --try")
 flags.DEFINE_list("batches", ["1"], "volumes at once, for the times")
 
 TRIED = {
-    "blind": {"iterations": [50, 200, 500]},
+    "blind": {"iterations": [2, 5, 10, 20, 50]},
     "em": {"cycles": [5, 10, 20, 50, 100, 300]},
-    "tv": {"strength": [0.3, 1.0, 3.0], "model_error": [0.05, 0.15, 0.3]},
-    "map": {"strength": [1.0, 3.0, 10.0], "learning_rate": [0.1, 0.3]},
+    "tv": {"strength": [0.3, 1.0, 3.0], "model_error": [0.05, 0.15, 0.3, 0.6]},
+    "map": {"strength": [0.3, 1.0, 3.0], "learning_rate": [0.1, 0.3]},
     "linear": {"ridge": [1e-6, 1e-4, 1e-2]},
 }
 
 
 def tried(name: str) -> list[dict]:
     """Each combination of settings with its best threshold and mean IoU, the best first."""
-    rows = []
+    rows, material = [], material_of(paper_tables.get_config())
     for values in itertools.product(*TRIED[name].values()):
         config = paper_tables.get_config()
-        config.compare[name].update(zip(TRIED[name], values, strict=True))
-        material = material_of(config)
+        config.compare[name].update(dict(zip(TRIED[name], values, strict=True)))
         images = material.splits["validation"]
         found = methods(config, material)[name].make()(images.counts[: FLAGS.validation_specimens])
         threshold, iou = best_threshold(found, images.labels[: FLAGS.validation_specimens])

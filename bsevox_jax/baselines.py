@@ -11,18 +11,18 @@ import numpy as np
 
 from bsevox_jax import blur, data
 from bsevox_jax.examples import Examples
+from bsevox_jax.models.equivariant import INVERSE, turned
 
 Reconstruction = Callable[[np.ndarray], np.ndarray]
-ATTITUDES = range(8)  # symmetries of the square
 PATCH = 1  # a voxel is judged by the pixels up to so many away, in y and in x
 MASK_ABOVE_KEV = 2.5  # from there on copper counts alike at every depth
 
-_turned = jax.jit(jax.vmap(data.transform, (0, None)))
+_turned = jax.jit(jax.vmap(turned, (0, None)), static_argnums=1)
 
 
 def mean_volume(pairs: Examples) -> Reconstruction:
     """The mean of all training volumes in all attitudes, whatever the images say."""
-    mean = np.mean([data.transform(data.copper(pairs.labels).mean(0), k) for k in ATTITUDES], axis=0)
+    mean = np.mean([turned(data.copper(pairs.labels).mean(0), k) for k in range(len(INVERSE))], axis=0)
     return lambda counts: np.broadcast_to(mean.astype(np.float32), (len(counts), *mean.shape))
 
 
@@ -74,17 +74,17 @@ def nearest_neighbour(pairs: Examples) -> Reconstruction:
     def rows(counts):
         return (counts * weight).reshape(len(counts), -1).astype(np.float32)
 
+    known, copper = rows(pairs.counts), data.copper(pairs.labels).astype(np.float32)
+    squared = (known**2).sum(1)
+
     def reconstruct(counts):
-        wanted = rows(counts)
         nearest = np.full(len(counts), np.inf)
-        found = np.zeros((len(counts), *pairs.labels.shape[1:]), np.float32)
-        for attitude in ATTITUDES:
-            known = rows(np.asarray(_turned(pairs.counts, attitude)))
-            distance = (known**2).sum(1) - 2 * wanted @ known.T
-            best, volumes = distance.argmin(1), np.asarray(data.copper(_turned(pairs.labels, attitude)))
+        found = np.zeros((len(counts), *copper.shape[1:]), np.float32)
+        for attitude in range(len(INVERSE)):
+            distance = squared - 2 * rows(np.asarray(_turned(counts, attitude))) @ known.T
+            volumes = np.asarray(_turned(copper[distance.argmin(1)], INVERSE[attitude]))
             closer = distance.min(1) < nearest
-            found[closer] = volumes[best[closer]]
-            nearest = np.minimum(nearest, distance.min(1))
+            found[closer], nearest = volumes[closer], np.minimum(nearest, distance.min(1))
         return found
 
     return reconstruct
@@ -97,7 +97,7 @@ def boosted_trees(pairs: Examples, *, voxels: int, trees: int, seed: int) -> Rec
 
     Args:
         pairs: training pairs.
-        voxels: to learn from, drawn from all pairs.
+        voxels: to learn from, about as many of each pair.
         trees: their number.
         seed: of the draw.
 
@@ -126,7 +126,7 @@ def boosted_trees(pairs: Examples, *, voxels: int, trees: int, seed: int) -> Rec
         chosen = rng.integers(labels.size, size=-(-voxels // len(pairs)))
         features.append(described(counts[None]).reshape(labels.size, -1)[chosen])
         classes.append(data.copper(labels).ravel()[chosen])
-    forest = HistGradientBoostingClassifier(max_iter=trees, random_state=seed)
+    forest = HistGradientBoostingClassifier(max_iter=trees, early_stopping=False, random_state=seed)
     forest.fit(np.concatenate(features), np.concatenate(classes))
 
     def reconstruct(counts):

@@ -5,6 +5,7 @@ specimens, and by the protocol of the paper, at the best of five thresholds for 
 in view.
 """
 
+import hashlib
 import json
 import os
 
@@ -15,10 +16,9 @@ import bsevox_jax
 from bsevox_jax import checkpoint, data, forward, imageio, metrics, models, page, paper_tables
 from bsevox_jax.evaluate import SPLIT_OF, STRUCTURES, iou_by_family, iou_cu
 from bsevox_jax.methods import SPLITS, Material, methods, volumes
-from bsevox_jax.parallel import processor
 from bsevox_jax.sim import shapes
 
-DECISIVE = ("data_set", "training", "image_model", "seed", "version")  # of all volumes
+DECISIVE = ("images_sha256", "image_model_sha256", "seed", "version")  # of all volumes
 THRESHOLDS = np.arange(1, 20) / 20
 ORACLE_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)  # Zheng et al. 2024, Sec. III
 
@@ -40,21 +40,21 @@ def compare(config: ConfigDict, workdir: str) -> dict:
         ValueError: an unknown method, or a data set without the structures; one line.
     """
     workdir = os.path.abspath(os.path.expanduser(workdir))
-    os.makedirs(os.path.join(workdir, "volumes"), exist_ok=True)
     material = material_of(config)
-    about = _circumstances(config, material)
-    results, found = {"circumstances": about, "methods": {}}, {}
-    for name, method in methods(config, material).items():
+    about, chosen = _circumstances(config, material), methods(config, material)
+    results = {"circumstances": about, "methods": {}, "ablation": _ablation(config.compare.ablation)}
+    os.makedirs(os.path.join(workdir, "volumes"), exist_ok=True)
+    found = {}
+    for name, method in chosen.items():
         title, path = method.title, os.path.join(workdir, "volumes", f"{name.replace(' ', '_')}.npz")
         decisive = json.dumps([about[key] for key in DECISIVE] + [method.settings])
-        found[title], seconds = volumes(path, decisive, method, material.splits)
-        score = scores(found[title], material.splits)
-        results["methods"][title] = {"about": method.about, "seconds_per_volume": seconds} | score
+        found[title], timed = volumes(path, decisive, method, material.splits)
+        score = {"about": method.about} | timed | scores(found[title], material.splits)
+        results["methods"][title], seconds = score, timed["seconds_per_volume"]
         print(f"{title:<28} IoU {score['iou']:.3f}   {seconds:8.3f} s per volume", flush=True)
     results["networks"] = {
         title: models.count(models.build(**fields)) for title, fields in config.compare.sizes.items()
     }
-    results["ablation"] = _ablation(config.compare.ablation)
     results["training"] = learning_curves(checkpoint.shipped("compact"))
     results["paper"] = {
         series: {title: values[series] for title, values in paper_tables.STRUCTURES.items()}
@@ -89,7 +89,7 @@ def scores(found: dict[str, np.ndarray], splits: dict[str, data.Examples]) -> di
         "standard_error": float(iou["test"].std(ddof=1) / len(test) ** 0.5),
         "iou_oracle": float(oracle["test"].mean()),
         "by_family": iou_by_family(iou["test"], test.families)["iou_by_family"],
-        "by_depth": metrics.iou_by_depth(found["test"] > threshold, data.copper(test.labels)).tolist(),
+        "by_depth": metrics.iou_by_depth(_above(found["test"], threshold), data.copper(test.labels)).tolist(),
         "out_of_family": dict(zip(shapes.SHAPES, iou["out_of_family"].tolist(), strict=True)),
     }
     for series, (split, place) in SPLIT_OF.items():
@@ -148,7 +148,11 @@ def best_threshold(fractions: np.ndarray, labels: np.ndarray) -> tuple[float, fl
 
 def iou_at(fractions: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
     """IoU [n] of Cu, found where a fraction [n, y, x, z] is above the threshold."""
-    return np.array(iou_cu((fractions > threshold).astype(np.float32), labels))
+    return np.array(iou_cu(_above(fractions, threshold).astype(np.float32), labels))
+
+
+def _above(fractions, threshold):
+    return np.asarray(fractions, np.float32) > float(threshold)  # as on the page, whatever the precision
 
 
 def material_of(config: ConfigDict) -> Material:
@@ -161,20 +165,29 @@ def material_of(config: ConfigDict) -> Material:
     tested = load(config.data.test_config, SPLITS[1:])
     training = load(config.data.config, ("train",))["train"]
     splits = {"validation": held_out["validation"]} | {split: tested[split] for split in SPLITS[1:]}
-    return Material(splits, training, forward.load(), config.seed)
+    model = forward.load()
+    taken = {name: (s.electrons_per_pixel, s.beam_energies_kev) for name, s in splits.items()}
+    if len(set(taken.values())) > 1 or model.beam_energies_kev != splits["test"].beam_energies_kev:
+        raise ValueError(
+            "validation and test must have one dose and the energies of the image model; got "
+            f"{taken['validation'][0]} and {taken['test'][0]} electrons per pixel, {len(taken['test'][1])} "
+            f"and {len(model.beam_energies_kev)} energies. Choose another data.held_out or data.test_config."
+        )
+    return Material(splits, training, model, config.seed)
 
 
 def _circumstances(config, material):
-    test = material.splits["test"]
+    test, fingerprint = material.splits["test"], hashlib.sha256(material.training.labels.tobytes())
+    for split in SPLITS:
+        fingerprint.update(material.splits[split].counts.tobytes())
     return {
         "data_set": test.name,
         "test_specimens": len(test),
         "electrons_per_pixel": test.electrons_per_pixel,
         "training": f"{len(material.training)} specimens of {material.training.name}",
-        "image_model": material.model.sha256,
+        "images_sha256": fingerprint.hexdigest(),
+        "image_model_sha256": material.model.sha256,
         "seed": config.seed,
-        "processor": processor(),
-        "cores": os.cpu_count(),
         "version": bsevox_jax.__version__,
     }
 
@@ -182,6 +195,6 @@ def _circumstances(config, material):
 def _ablation(path):
     """What `benchmarks.ablation --of=paper` wrote; nothing without it."""
     if not os.path.exists(path):
-        return {"rows": {}, "mre": {}}
+        return {}
     with open(path) as file:
         return json.load(file)

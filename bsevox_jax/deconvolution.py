@@ -246,7 +246,8 @@ def _primal_dual(operator, contrast, weight, f, strength, iterations):
         f, ahead, p, q = state
         p = (p + s_images * (seen(ahead) - wanted)) / (1 + s_images)
         q = q + s_faces[..., None] * _gradient(ahead)
-        q = q / jnp.maximum(jnp.linalg.norm(q, axis=-1, keepdims=True) / strength, 1)
+        longest = jnp.maximum(strength, SMALL)
+        q = q * longest / jnp.maximum(jnp.linalg.norm(q, axis=-1, keepdims=True), longest)
         new = jnp.clip(f - t * (back(p) + spread_back(q)[0]), 0, 1)
         return new, 2 * new - f, p, q
 

@@ -70,7 +70,8 @@ class Body(NamedTuple):
             `size_z_nm` of a box, `radius_nm` and `length_nm` of a cylinder, `thickness_nm` of a layer, which
             has no `y_nm` and `x_nm`.
         standard_errors: of each, from the noise and the errors of the image model, as if the shape were
-            known; infinite where nothing is known. A face in a side of the block has none.
+            known; infinite where nothing is known. A face in a side of the block has none; NaN where all
+            faces that matter lie there.
         chi2_per_dof: mean of `likelihood.chi2_map`, about 1 if the body explains the images.
         volume: fractions of Cu, float32 [y, x, z].
     """
@@ -166,7 +167,8 @@ def first_boxes(model: forward.ImageModel, counts: jax.Array, electrons_per_pixe
     bright = ((counts / electrons_per_pixel - silicon) * weight).sum(-1)
     padded = np.pad(np.asarray(bright), 1, mode="edge")
     smooth = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).mean((-2, -1))
-    pixels = np.argwhere(smooth >= smooth.max() / 2) + 0.5
+    # Where nothing is brighter than silicon, all pixels are alike.
+    pixels = np.argwhere(smooth >= (smooth.max() / 2 if smooth.max() > 0 else smooth.min())) + 0.5
     centre, size = pixels.mean(0), np.sqrt(12 * pixels.var(0) + 1)  # of a rectangle of such moments
     boxes = []
     for width, top, thickness in itertools.product(FIRST_WIDTHS, FIRST_TOPS_NM, FIRST_THICKNESSES_NM):
@@ -309,7 +311,7 @@ def _body(model, counts, electrons_per_pixel, name, parameters):
             directions += [unit[k] + unit[3 + k], (unit[3 + k] - unit[k]) / 2]
         else:
             directions += [unit[j] for j in (k, 3 + k) if free[j]]
-    directions = np.stack(directions, axis=1)
+    directions = np.stack(directions, axis=1) if directions else np.zeros((6, 0))
     errors = likelihood.standard_errors(
         *(directions.T @ m @ directions for m in (information, score_covariance))
     )
@@ -318,7 +320,10 @@ def _body(model, counts, electrons_per_pixel, name, parameters):
     return Body(
         name,
         {name: float(weights @ parameters) for name, weights in reported.items()},
-        {name: float(change[change > 0] @ errors[change > 0]) for name, change in changes.items()},
+        {
+            name: float(change[change > 0] @ errors[change > 0]) if change.any() else np.nan
+            for name, change in changes.items()
+        },
         float(chi2),
         np.asarray(copper),
     )

@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import importlib.util
+import json
+import os
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +17,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bsevox_jax import baselines, blur, checkpoint, data, deconvolution, forward, observe
-from bsevox_jax.reconstruct import cu_probability
+from bsevox_jax.parallel import processor
+from bsevox_jax.reconstruct import asked, check_energies
 from bsevox_jax.sim.files import whole_file
 
 SPLITS = ("validation", "test", "nanocube", "nanowire", "out_of_family")
@@ -91,6 +95,8 @@ def methods(config: ConfigDict, material: Material) -> dict[str, Method]:
         ValueError: there is no such method, or it needs what is not installed; one line.
     """
     compare = config.compare
+    if "our network" in compare.networks:
+        raise ValueError("our network is the shipped one; got another in compare.networks. Change its title.")
     if unknown := sorted(set(compare.methods) - set(METHODS)):
         raise ValueError(
             f"compare.methods must be of {', '.join(METHODS)}; got {', '.join(unknown)}. Correct these."
@@ -102,7 +108,13 @@ def methods(config: ConfigDict, material: Material) -> dict[str, Method]:
         )
     chosen = {}
     for title, folder in {"our network": checkpoint.shipped("compact"), **compare.networks}.items():
+        if not re.fullmatch(r"[\w -]+", title) or title in {*METHODS, *(m[0] for m in METHODS.values())}:
+            raise ValueError(
+                f"a network must have a title of its own, of letters, digits, blanks and -; got {title!r}. "
+                "Change it in compare.networks."
+            )
         export = checkpoint.load_export(folder)
+        check_energies(material.splits["test"].beam_energies_kev, export)
         about = f"{export.config['model']['name']}, trained on {export.dataset}"
         make = functools.partial(_network, material, export)
         chosen[title] = Method(title, about, 32, make, {"sha256": export.sha256})
@@ -114,7 +126,7 @@ def methods(config: ConfigDict, material: Material) -> dict[str, Method]:
 
 
 def _network(material, export):
-    return lambda counts: cu_probability(export, counts, material.dose)
+    return asked(export, material.dose)
 
 
 def _of_yields(material, function):
@@ -229,16 +241,16 @@ METHODS = {  # name -> title, about, specimens at once, make(material, config.co
 
 def volumes(
     path: str, decisive: str, method: Method, splits: dict[str, data.Examples]
-) -> tuple[dict[str, np.ndarray], float]:
-    """The volumes float16 [n, y, x, z] of every split, and the seconds that one alone takes.
+) -> tuple[dict[str, np.ndarray], dict]:
+    """The volumes float16 [n, y, x, z] of every split; `seconds_per_volume` of one alone, `on` what device.
 
     What the file `path` has, made with the same `decisive` settings, is not made again.
     """
     counts = np.concatenate([splits[split].counts for split in SPLITS])
-    done, seconds = _kept(path, decisive)
+    done, timed = _kept(path, decisive)
     if len(done) < len(counts):
         reconstruct = method.make()
-        seconds = seconds or seconds_per_call(reconstruct, counts[:1])
+        timed = timed or {"seconds_per_volume": seconds_per_call(reconstruct, counts[:1]), "on": device()}
         saved = time.monotonic()
         with tqdm(
             total=len(counts), initial=len(done), desc=method.title, unit="volume", delay=2, leave=False
@@ -251,21 +263,27 @@ def volumes(
                 bar.update(len(new))
                 if len(done) == len(counts) or time.monotonic() > saved + SAVE_EVERY_S:
                     with whole_file(path) as temporary, open(temporary, "wb") as file:
-                        np.savez_compressed(file, volumes=done, decisive=decisive, seconds=seconds)
+                        np.savez_compressed(file, volumes=done, decisive=decisive, timed=json.dumps(timed))
                     saved = time.monotonic()
     ends = np.cumsum([len(splits[split]) for split in SPLITS])
-    return dict(zip(SPLITS, np.split(done, ends[:-1]), strict=True)), float(seconds)
+    return dict(zip(SPLITS, np.split(done, ends[:-1]), strict=True)), timed
 
 
 def _kept(path, decisive):
-    """Volumes that the file has, and seconds per volume; none of other settings or of a damaged file."""
+    """Volumes that the file has, and how long one took; none of other settings or of a damaged file."""
     try:
         with np.load(path) as file:
             if str(file["decisive"]) == decisive:
-                return file["volumes"], float(file["seconds"])
+                return file["volumes"], json.loads(str(file["timed"]))
     except Exception:  # missing, or damaged in any of the many ways of a zip file: begin again
         pass
     return (), None
+
+
+def device() -> str:
+    """What computes, in words."""
+    kind = jax.devices()[0].device_kind
+    return f"{len(os.sched_getaffinity(0))} cores of {processor()}" if kind == "cpu" else kind
 
 
 def seconds_per_call(reconstruct: baselines.Reconstruction, counts: np.ndarray) -> float:

@@ -43,6 +43,7 @@ def reconstruct(
         FileNotFoundError, OSError: stack or network missing or damaged, or the disk is full.
         ValueError: the stack is not what the network was trained on; one line.
     """
+    volumes.check(formats)
     stack = imageio.read_stack(
         stack_path, beam_energies_kev=beam_energies_kev, electrons_per_pixel=electrons_per_pixel
     )
@@ -112,17 +113,22 @@ def assumptions(stack: imageio.Stack, export: checkpoint.Export) -> list[str]:
 
 
 def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_pixel: int) -> np.ndarray:
-    """The network's probability of Cu, computed on all devices.
+    """The network's probability of Cu, float32 [n, y, x, z], of counts [n, y, x, e]; see `asked`."""
+    return asked(export, electrons_per_pixel)(counts)
+
+
+def asked(export: checkpoint.Export, electrons_per_pixel: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A network as a function on all devices, compiled once for each number of rows.
 
     A network that learnt from specimens in all attitudes is shown the images in each, and the mean is taken.
 
     Args:
         export: the network.
-        counts: [n, y, x, e] integers; every process passes all of them.
         electrons_per_pixel: dose of the counts.
 
     Returns:
-        float32 [n, y, x, z].
+        From counts, integers [n, y, x, e], all of them in every process, to the probability of Cu, float32
+        [n, y, x, z].
     """
     network = models.build(**export.config["model"])
     all_attitudes = export.config["data"]["symmetries"]
@@ -134,14 +140,17 @@ def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_
 
     mapped, weights = parallel.map_evaluation(predict), parallel.replicate(export.weights)
     devices = jax.device_count()
-    batch = devices * min(ROWS_PER_DEVICE, -(-len(counts) // devices))
-    parts = []
-    for start in range(0, len(counts), batch):
-        rows = np.arange(start, start + batch)[parallel.local_rows(batch)] % len(
-            counts
-        )  # the last is filled up
-        parts.append(parallel.unreplicate(mapped(weights, parallel.shard(counts[rows]))))
-    return np.concatenate(parts)[: len(counts)].astype(np.float32)
+
+    def ask(counts):
+        batch = devices * min(ROWS_PER_DEVICE, -(-len(counts) // devices))
+        parts = []
+        for start in range(0, len(counts), batch):
+            rows = np.arange(start, start + batch)[parallel.local_rows(batch)]
+            rows %= len(counts)  # the last are filled up
+            parts.append(parallel.unreplicate(mapped(weights, parallel.shard(counts[rows]))))
+        return np.concatenate(parts)[: len(counts)].astype(np.float32)
+
+    return ask
 
 
 def predicted(network: Any, weights: dict, images: jax.Array, *, all_attitudes: bool) -> jax.Array:

@@ -20,6 +20,7 @@ Both: the probability of Cu, float32, and `is_cu`, uint8, 1 where that exceeds t
 `hs.load("volume.h5", reader="nexus", nxdata_only=True)`. `requirements-io.txt` has the packages.
 """
 
+import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -34,6 +35,15 @@ ORIENTATION = (
     "x to the right of the images, y down the images, z depth below the surface (right-handed); lengths in "
     "nm, from the outer corner of the first voxel: its centre is half a voxel away along each axis"
 )
+PACKAGES = {  # format -> what it needs beyond the requirements
+    "ome-tiff": None,
+    "ome-zarr": "zarr",
+    "mrc": "mrcfile",
+    "hdf5": "h5py",
+    "vti": None,
+    "stl": "skimage",
+    "ply": "skimage",
+}
 _CHUNK = 64  # voxels along each axis: 1 MiB
 
 
@@ -57,9 +67,10 @@ def write(
         threshold: probability above which a voxel is labelled Cu, and at which its surface lies.
 
     Raises:
-        OSError: a package is missing, or the files cannot be written; nothing is left behind.
-        ValueError: an argument is impossible; one line.
+        OSError: the files cannot be written; nothing is left behind.
+        ValueError: an argument is impossible, or a package is missing; one line.
     """
+    check(formats)
     writers = {
         "ome-tiff": _write_ome_tiff,
         "ome-zarr": _write_ome_zarr,
@@ -69,9 +80,6 @@ def write(
         "stl": _write_stl,
         "ply": _write_ply,
     }
-    unknown = [name for name in formats if name not in writers]
-    if unknown:
-        raise ValueError(f"formats must be among {', '.join(writers)}; got {unknown[0]}. Correct it.")
     probability, voxel_nm = imageio.check_probability(probability, voxel_nm, threshold), float(voxel_nm)
     facts = {
         "quantity": "probability of Cu",
@@ -80,15 +88,20 @@ def write(
         "threshold": threshold,
     }
     text = imageio.json_text(facts | {"about": about})
-    try:
-        with imageio.whole_files(folder) as temporary:
-            for name in dict.fromkeys(formats):
-                writers[name](temporary, probability, voxel_nm, threshold, text)
-    except ImportError as error:
-        raise OSError(
-            f"{', '.join(formats)} need the packages of requirements-io.txt; got no {error.name}. Run pip "
-            "install -r requirements-io.txt, or leave formats out."
-        ) from error
+    with imageio.whole_files(folder) as temporary:
+        for name in dict.fromkeys(formats):
+            writers[name](temporary, probability, voxel_nm, threshold, text)
+
+
+def check(formats: Sequence[str]) -> None:
+    """Raises ValueError, in one line, unless all formats are known and what they need is installed."""
+    for name in formats:
+        if name not in PACKAGES:
+            raise ValueError(f"formats must be among {', '.join(PACKAGES)}; got {name!r}. Correct it.")
+        if (package := PACKAGES[name]) and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{name} needs {package}; got none. Run pip install -r requirements-io.txt, or leave it out."
+            )
 
 
 def surface(

@@ -24,15 +24,15 @@ def get_config() -> ConfigDict:
         "extrusion",
         "mean",
     )
-    compare.networks = ConfigDict()  # title -> folder of an exported network, beside ours
+    compare.networks = ConfigDict()  # {"title": "folder of an exported network"}, beside ours
 
     # Settings of the methods, chosen on validation specimens by benchmarks/methods.py.
     compare.map = ConfigDict(dict(strength=1.0, learning_rate=0.1, iterations=100))
     compare.tv = ConfigDict(dict(strength=1.0, model_error=0.3, iterations=300))
     compare.em = ConfigDict(dict(cycles=20))
-    compare.blind = ConfigDict(dict(iterations=50))
+    compare.blind = ConfigDict(dict(iterations=10))
     compare.linear = ConfigDict(dict(ridge=1e-4))
-    compare.trees = ConfigDict(dict(voxels=200_000, trees=200, seed=0))
+    compare.trees = ConfigDict(dict(voxels=200_000, trees=100, seed=0))
 
     compare.sizes = ConfigDict()  # fields of the networks of Table 2
     for title, of in (

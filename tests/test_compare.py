@@ -111,6 +111,52 @@ def test_threshold_and_oracle_are_those_of_greatest_overlap():
     np.testing.assert_array_equal(compare.iou_at(fractions, labels, 0.1), 0.5)
 
 
+def test_oracle_takes_the_best_of_five_thresholds_for_each_specimen(config):
+    """Two specimens whose best thresholds differ, in all splits."""
+    splits = compare.material_of(config).splits
+    found = {}
+    for split, specimens in splits.items():
+        odd = (np.arange(len(specimens)) % 2)[:, None, None, None]
+        copper = specimens.labels == phantoms.COPPER
+        found[split] = np.where(odd, np.where(copper, 0.95, 0.65), np.where(copper, 0.55, 0.15))
+    scored = compare.scores(found, splits)
+    assert scored["iou_oracle"] == 1 > scored["iou"]
+    assert {cube["oracle"] for cube in scored["nanocube"].values()} == {1.0}
+    assert min(cube["fixed"] for cube in scored["nanocube"].values()) < 1
+
+
+def test_volumes_of_other_specimens_are_not_taken_for_these(config, folder):
+    swapped = data.load(str(folder), "validation.npz")["validation"]
+    order = np.arange(len(swapped))[::-1]
+    turned = dataclasses.replace(swapped, counts=swapped.counts[order], labels=swapped.labels[order])
+    examples.save_npz(str(folder / "turned.npz"), {"validation": turned})
+    other = config.copy_and_resolve_references()
+    other.data.held_out, other.compare.methods = "turned.npz", ("mean",)
+    first, second = (
+        compare._circumstances(c, compare.material_of(c))["images_sha256"] for c in (config, other)
+    )
+    assert first != second
+
+
+def test_validation_at_another_dose_is_refused_in_one_line(config, folder):
+    other = config.copy_and_resolve_references()
+    lower = dataclasses.replace(
+        data.load(str(folder), "validation.npz")["validation"], electrons_per_pixel=500
+    )
+    examples.save_npz(str(folder / "lower.npz"), {"validation": lower})
+    other.data.held_out = "lower.npz"
+    with pytest.raises(ValueError, match="must have one dose .*; got 500 and 1000 electrons"):
+        compare.compare(other, str(folder / "refused"))
+
+
+@pytest.mark.parametrize("title", ["a/b", "total variation", "tv", "our network"])
+def test_network_without_a_title_of_its_own_is_refused(config, folder, title):
+    other = config.copy_and_resolve_references()
+    other.compare.networks = {title: "nowhere"}
+    with pytest.raises(ValueError, match="compare.networks"):
+        compare.compare(other, str(folder / "refused"))
+
+
 def test_unknown_methods_are_refused_in_one_line(config, folder):
     config = config.copy_and_resolve_references()
     config.compare.methods = ("tv", "oracle")

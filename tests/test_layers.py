@@ -64,7 +64,7 @@ PACKAGE_ARROWS = {
     "deconvolution": {"blur", "forward", "likelihood"},
     "fit": {"forward", "likelihood"},
     "plan": {"forward", "imageio", "likelihood"},
-    "baselines": {"blur", "data", "examples"},
+    "baselines": {"blur", "data", "examples", "models"},
     "methods": {
         "baselines",
         "blur",
@@ -73,6 +73,7 @@ PACKAGE_ARROWS = {
         "deconvolution",
         "forward",
         "observe",
+        "parallel",
         "reconstruct",
         "sim",
     },
