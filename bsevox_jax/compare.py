@@ -129,13 +129,14 @@ def learning_curves(export: str) -> dict:
         entries = [json.loads(row) for row in file]
     curves = {}
     for run in dict.fromkeys(entry["run"] for entry in entries):
-        trained = [e for e in entries if e["run"] == run and "train_loss" in e]
-        validated = [e for e in entries if e["run"] == run and "validation_iou_cu_mean" in e]
+        # One entry per epoch; the log counts anew in the second phase.
+        trained = dict(enumerate((e for e in entries if e["run"] == run), start=1))
+        validated = {k: e for k, e in trained.items() if "validation_iou_cu_mean" in e}
         curves[f"{run} run"] = {
-            "epoch": [e["epoch"] for e in trained],
-            "loss": [e["train_loss"] for e in trained],
-            "validation_epoch": [e["epoch"] for e in validated],
-            "iou_cu_mean": [e["validation_iou_cu_mean"] for e in validated],
+            "epoch": list(trained),
+            "loss": [e["train_loss"] for e in trained.values()],
+            "validation_epoch": list(validated),
+            "iou_cu_mean": [e["validation_iou_cu_mean"] for e in validated.values()],
         }
     return curves
 

@@ -121,7 +121,7 @@ def _parts(ablation):
 def _sizes(networks, iou):
     """Table 2."""
     rows = []
-    for title, size in networks.items():
+    for title, size in sorted(networks.items(), key=lambda item: item[1]["parameters"]):
         paper = NETWORKS.get(title, {})
         rows.append(
             [title, f"{size['parameters'] / 1e6:.1f} M", f"{size['macs'] / 1e9:.2f} G"]
