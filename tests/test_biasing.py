@@ -47,6 +47,7 @@ def test_weights_leave_the_yields_of_a_million_electrons_as_they_are(biasing):
     assert_same_yields(plain(16_000), yields(electrons_per_pixel=16_000, biasing=biasing))
 
 
+@pytest.mark.slow
 def test_electrons_below_the_threshold_are_counted_as_by_the_plain_walk():
     none = sim.Biasing(above_kev=20.0)
     estimate = yields(electrons_per_pixel=40, seed=1, biasing=none)

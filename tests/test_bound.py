@@ -22,6 +22,7 @@ def test_best_volume_has_the_greatest_ratio_of_expected_intersection_and_union_o
     np.testing.assert_array_equal(bound.best_volume(certain), certain > 0)
 
 
+@pytest.mark.slow
 def test_numbers_of_a_test_specimen_make_it():
     config = sets.find("standard-test")
     for index in (0, 7):
@@ -31,6 +32,7 @@ def test_numbers_of_a_test_specimen_make_it():
         np.testing.assert_array_equal(phantoms.specimen_of(u, family), labels)
 
 
+@pytest.mark.slow
 def test_moves_are_symmetric_and_stay_between_0_and_1():
     """Uniform numbers stay uniform, so that a walk without images draws from the prior."""
     keys = jax.random.split(jax.random.key(0), 4000)

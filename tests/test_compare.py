@@ -8,7 +8,7 @@ from bsevox_jax import compare, data, examples, methods
 from bsevox_jax.sim import phantoms
 from configs import paper_tables
 
-METHODS = ("tv", "extrusion", "mean")
+METHODS = ("extrusion", "mean")
 
 
 def few(split, number):
@@ -39,7 +39,6 @@ def config(folder):
         "test.npz",
     )
     config.compare.methods = METHODS
-    config.compare.tv.iterations = 20
     config.compare.sizes = {}
     config.compare.ablation = ""
     return config
@@ -159,6 +158,6 @@ def test_network_without_a_title_of_its_own_is_refused(config, folder, title):
 
 def test_unknown_methods_are_refused_in_one_line(config, folder):
     config = config.copy_and_resolve_references()
-    config.compare.methods = ("tv", "oracle")
+    config.compare.methods = ("mean", "oracle")
     with pytest.raises(ValueError, match="compare.methods must be of map, .*; got oracle. Correct"):
         compare.compare(config, str(folder / "refused"))

@@ -68,6 +68,7 @@ def test_normalisation_none_leaves_yields_and_unknown_is_refused(splits):
         data.normalisation("standardize", train)
 
 
+@pytest.mark.slow
 def test_augmentation_keeps_the_expected_yield_at_lower_dose(splits):
     train = splits["train"]
     yields = data.Normalisation(np.zeros(4, np.float32), np.ones(4, np.float32))

@@ -214,6 +214,7 @@ def test_climbing_the_likelihood_explains_the_images_better():
     assert iou_cu(np.asarray(found), labels)[0] > 0.7 > iou_cu(np.asarray(start), labels)[0]
 
 
+@pytest.mark.slow
 def test_derivative_of_the_image_model_foretells_a_little_copper(at_silicon):
     model = forward.load()
     f = np.zeros((20, 20, 20), np.float32)

@@ -55,6 +55,7 @@ def test_test_split_is_measured_on_its_own(evaluated):
     assert results["mre"] == pytest.approx(np.sqrt(2 * wrong / 8000).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "series, name, labels",
     [

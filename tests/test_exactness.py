@@ -145,6 +145,7 @@ def test_absorbing_voxel_pattern_attenuates_exponentially_along_every_ray(tilt_r
     assert abs(transmitted - expected) < 4 * np.sqrt(expected / trials) + 0.004  # of the traced rays
 
 
+@pytest.mark.slow
 def test_thin_film_scatters_once():
     """To first order in the thickness a quarter of 2 tau minus the second order comes back: int E2/2."""
     thickness = 0.02

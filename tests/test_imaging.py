@@ -52,6 +52,7 @@ def test_counts_do_not_depend_on_lanes_chunks_or_devices(reference, cut):
         np.testing.assert_array_equal(images.fates[fate], count)
 
 
+@pytest.mark.slow
 def test_height_of_a_specimen_that_stands_free_shows_in_no_image():
     """Electrons that never meet it fly on: a lying wire looks the same wherever it floats."""
     y, z = np.meshgrid(np.arange(20) - 9.5, np.arange(20), indexing="ij")
@@ -137,6 +138,7 @@ def test_yield_increases_with_atomic_number():
     assert (copper[0] - silicon[0] > 5 * np.hypot(copper[1], silicon[1])).all()
 
 
+@pytest.mark.slow
 def test_turning_the_specimen_turns_the_image():
     labels = np.ones((20, 20, 20), np.uint8)
     labels[2:8, 3:15, 0:6] = 2

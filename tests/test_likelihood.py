@@ -101,6 +101,7 @@ def test_network_of_these_tests_is_no_trivial_one(expected):
     assert (expected.yields.std((0, 1)) > 0.002).all() and (expected.excess.std((0, 1)) > 0.002).all()
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_finite_differences_at_constant_excess(model, expected):
     head = model.weights["params"]["head"]  # outputs are log-odds and excess in turn
     constant = with_head(model, head["kernel"].at[:, 1::2].set(0), head["bias"])
@@ -301,6 +302,7 @@ def test_wrong_depth_and_side_walls_are_refused(model, expected):
         likelihood.fisher_information(model, volume_of, PARAMETERS, side_walls="brick")
 
 
+@pytest.mark.slow
 def test_pixels_without_matter_say_nothing_unless_they_count_electrons(model):
     labels = jnp.ones(SHAPE, jnp.uint8).at[:3].set(0)
     counts = jnp.round(DOSE * forward.expect(model, labels).yields)

@@ -97,6 +97,7 @@ def test_bsevoxnet_passes_through_the_published_grids():
     assert [pixels(f"decoder_ffn{k}") for k in range(3)] == [(6, 6), (12, 12), (24, 24)]
 
 
+@pytest.mark.slow
 def test_compact_serves_any_field_as_if_mirrors_continued_it():
     model = models.build("compact", widths=(6, 8, 8), blocks=(1, 1, 1), depth=4)
     images = jax.random.normal(jax.random.key(0), (1, 9, 6, 5))
@@ -150,6 +151,7 @@ def test_upsampling_applies_the_matrix_to_both_axes():
     np.testing.assert_allclose(layers.upsample_bicubic(jnp.asarray(x)), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_split_attention_without_scores_is_the_mean_of_the_groups():
     groups = list(jax.random.normal(jax.random.key(0), (3, 2, 5, 5, 8)))
     attention = bsevoxnet.SplitAttention()

@@ -51,6 +51,7 @@ def check_geometry(path, labels, voxel_nm=1.0):
     nebula_rules.check_geometry(path, labels, voxel_nm)
 
 
+@pytest.mark.slow
 def test_triangles_enclose_the_voxels(tmp_path):
     for labels in (phantoms.random_specimen(jax.random.key(2)), phantoms.nanowire(4, "x")):
         check_geometry(tmp_path / "box.tri", labels)

@@ -122,6 +122,7 @@ def test_without_fresh_specimens_all_epochs_are_the_same_and_with_all_fresh_none
     assert not set(by_number(moving, 1).values()) & set(windows[0].values())
 
 
+@pytest.mark.slow
 def test_specimens_are_those_of_their_numbers_less_film_and_relief_and_images_are_theirs(a_stream):
     drawn = a_stream(specimens=64).at(0)
     root = jax.random.fold_in(jax.random.key(0), stream.SPECIMENS)

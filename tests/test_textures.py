@@ -115,6 +115,7 @@ def test_textures_of_the_data_set_are_drawn_by_their_numbers():
         np.testing.assert_array_equal(texture, alone(key))
 
 
+@pytest.mark.slow
 def test_stacks_have_silicon_between_copper_above_and_below():
     stacks = np.asarray(jax.jit(jax.vmap(textures.random_stack))(KEYS))
     assert stacks.dtype == np.uint8 and set(np.unique(stacks)) == {SILICON, COPPER}
@@ -130,6 +131,7 @@ def test_stacks_have_silicon_between_copper_above_and_below():
             assert (begins.sum(3).max((1, 2)) >= 2).mean() < 0.4
 
 
+@pytest.mark.slow
 def test_same_key_same_stack_alone_or_in_a_batch():
     stacks = np.asarray(jax.jit(jax.vmap(textures.random_stack))(KEYS[:20]))
     np.testing.assert_array_equal(jax.jit(textures.random_stack)(KEYS[3]), stacks[3])

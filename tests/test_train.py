@@ -83,6 +83,7 @@ def test_finished_run_started_again_trains_no_further(finished, folder):
     assert leaves_of_latest(workdir)[0] == records[-1]["step"]
 
 
+@pytest.mark.slow
 def test_training_may_begin_with_the_weights_of_an_export(finished, folder, tmp_path, capsys):
     config = small_run.get_config(folder)
     config.start_from = finished[1]
@@ -172,6 +173,7 @@ def test_stopped_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 def test_run_killed_after_phase_two_replaced_the_best_weights_still_starts_it_from_those_of_phase_one(
     finished, folder, tmp_path, monkeypatch
 ):
