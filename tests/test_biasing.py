@@ -56,6 +56,7 @@ def test_electrons_below_the_threshold_are_counted_as_by_the_plain_walk():
     np.testing.assert_allclose(estimate.primary_yields * 40, images.primary_counts, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_scatter_of_repeats():
     repeats = [yields(electrons_per_pixel=100, seed=seed) for seed in range(8)]
     values = np.array([r.yields for r in repeats])

@@ -150,6 +150,7 @@ def test_turning_the_specimen_turns_the_image():
     assert abs(chi2 - 400) < 5 * np.sqrt(2 * 400)
 
 
+@pytest.mark.slow
 def test_buried_copper_brightens_its_pixels_more_the_nearer_it_lies():
     contrast = []
     for position in (1, 3):
