@@ -25,7 +25,7 @@ from benchmarks.bound import best_volumes
 from bsevox_jax import checkpoint, data, metrics
 from bsevox_jax.evaluate import SINGLE_BODIES, iou_cu
 from bsevox_jax.parallel import processor
-from bsevox_jax.reconstruct import cu_probability
+from bsevox_jax.reconstruct import asked
 from bsevox_jax.sim.files import whole_file
 from bsevox_jax.train import train
 from configs import compact, lite, quickstart
@@ -117,12 +117,9 @@ def trained(name: str, changes: dict) -> checkpoint.Export:
     return checkpoint.load_export(str(workdir / "export"))
 
 
-def scores(splits: dict, probability_of) -> dict[str, np.ndarray]:
+def scores(splits: dict, probabilities: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """IoU of every specimen, by group."""
-    iou = {
-        split: np.array(iou_cu(probability_of(images.counts), images.labels))
-        for split, images in splits.items()
-    }
+    iou = {split: np.array(iou_cu(probabilities[split], images.labels)) for split, images in splits.items()}
     return {
         "all": iou["test"],
         "one body": iou["test"][np.isin(splits["test"].families, SINGLE_BODIES)],
@@ -133,22 +130,27 @@ def scores(splits: dict, probability_of) -> dict[str, np.ndarray]:
     }
 
 
-def relative_error(export: checkpoint.Export, test: data.Examples) -> float:
+def reconstructions(export: checkpoint.Export, splits: dict) -> dict[str, np.ndarray]:
+    """Probability of Cu in every specimen of each split."""
+    ask = asked(export, splits["test"].electrons_per_pixel)
+    return {split: ask(images.counts) for split, images in splits.items()}
+
+
+def relative_error(probability: np.ndarray, test: data.Examples) -> float:
     """`mre` of `metrics.summarise`, beside the paper's Table 1."""
-    probability = cu_probability(export, test.counts, test.electrons_per_pixel)
     return metrics.summarise(metrics.sample_sums(probability, data.copper(test.labels)))["mre"]
 
 
-def after_training(export: checkpoint.Export, splits: dict) -> dict[str, dict]:
+def after_training(
+    export: checkpoint.Export, splits: dict, probabilities: dict[str, np.ndarray]
+) -> dict[str, dict]:
     """What can be done with a trained network."""
-    dose = splits["test"].electrons_per_pixel
     config = export.config | {"data": export.config["data"] | {"symmetries": False}}
     as_seen = dataclasses.replace(export, config=config)
+    best = {split: best_volumes(probability) for split, probability in probabilities.items()}
     return {
-        "images in one attitude": scores(splits, lambda counts: cu_probability(as_seen, counts, dose)),
-        "threshold of greatest expected IoU": scores(
-            splits, lambda counts: best_volumes(cu_probability(export, counts, dose))
-        ),
+        "images in one attitude": scores(splits, reconstructions(as_seen, splits)),
+        "threshold of greatest expected IoU": scores(splits, best),
     }
 
 
@@ -173,10 +175,11 @@ def main(_):
     dose = splits["test"].electrons_per_pixel
     for name, changes in {"recipe": RECIPE, "paper": PAPER, "networks": NETWORKS}[FLAGS.of].items():
         export = trained(name, changes)
-        found[name] = scores(splits, lambda counts, export=export: cu_probability(export, counts, dose))
-        mre[name] = relative_error(export, splits["test"])
+        probabilities = reconstructions(export, splits)
+        found[name] = scores(splits, probabilities)
+        mre[name] = relative_error(probabilities["test"], splits["test"])
         if not changes and FLAGS.of == "recipe":
-            found |= after_training(export, splits)
+            found |= after_training(export, splits, probabilities)
         result = {
             "rows": table(found),
             "mre": mre,

@@ -11,13 +11,11 @@ import numpy as np
 
 from bsevox_jax import blur, data
 from bsevox_jax.examples import Examples
-from bsevox_jax.models.equivariant import INVERSE, turned
+from bsevox_jax.models.equivariant import INVERSE, turned, turned_each
 
 Reconstruction = Callable[[np.ndarray], np.ndarray]
 PATCH = 1  # a voxel is judged by the pixels up to so many away, in y and in x
 MASK_ABOVE_KEV = 2.5  # from there on copper counts alike at every depth
-
-_turned = jax.jit(jax.vmap(turned, (0, None)), static_argnums=1)
 
 
 def mean_volume(pairs: Examples) -> Reconstruction:
@@ -81,8 +79,8 @@ def nearest_neighbour(pairs: Examples) -> Reconstruction:
         nearest = np.full(len(counts), np.inf)
         found = np.zeros((len(counts), *copper.shape[1:]), np.float32)
         for attitude in range(len(INVERSE)):
-            distance = squared - 2 * rows(np.asarray(_turned(counts, attitude))) @ known.T
-            volumes = np.asarray(_turned(copper[distance.argmin(1)], INVERSE[attitude]))
+            distance = squared - 2 * rows(np.asarray(turned_each(counts, attitude))) @ known.T
+            volumes = np.asarray(turned_each(copper[distance.argmin(1)], INVERSE[attitude]))
             closer = distance.min(1) < nearest
             found[closer], nearest = volumes[closer], np.minimum(nearest, distance.min(1))
         return found

@@ -19,7 +19,7 @@ from bsevox_jax.methods import SPLITS, Material, methods, volumes
 from bsevox_jax.sim import shapes
 
 DECISIVE = ("images_sha256", "image_model_sha256", "seed", "version")  # of all volumes
-THRESHOLDS = np.arange(1, 20) / 20
+THRESHOLDS = tuple(k / 20 for k in range(1, 20))
 ORACLE_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)  # Zheng et al. 2024, Sec. III
 
 
@@ -56,10 +56,7 @@ def compare(config: ConfigDict, workdir: str) -> dict:
         title: models.count(models.build(**fields)) for title, fields in config.compare.sizes.items()
     }
     results["training"] = learning_curves(checkpoint.shipped("compact"))
-    results["paper"] = {
-        series: {title: values[series] for title, values in paper_tables.STRUCTURES.items()}
-        for series in ("nanocube", "nanowire")
-    }
+    results["paper"] = paper_tables.STRUCTURES
     results["tables"] = paper_tables.tables(results)
     with imageio.whole_files(workdir) as folder:
         for name, text in (
@@ -89,7 +86,7 @@ def scores(found: dict[str, np.ndarray], splits: dict[str, data.Examples]) -> di
         "standard_error": float(iou["test"].std(ddof=1) / len(test) ** 0.5),
         "iou_oracle": float(oracle["test"].mean()),
         "by_family": iou_by_family(iou["test"], test.families)["iou_by_family"],
-        "by_depth": metrics.iou_by_depth(_above(found["test"], threshold), data.copper(test.labels)).tolist(),
+        "by_depth": metrics.iou_by_depth(found["test"], data.copper(test.labels), threshold).tolist(),
         "out_of_family": dict(zip(shapes.SHAPES, iou["out_of_family"].tolist(), strict=True)),
     }
     for series, (split, place) in SPLIT_OF.items():
@@ -105,7 +102,7 @@ def specimens(found: dict, splits: dict[str, data.Examples]) -> list:
 
     def add(title, group, split, k):
         examples = splits[split]
-        probability = {method: volume[split][k].astype(np.float32) for method, volume in found.items()}
+        probability = {method: volume[split][k] for method, volume in found.items()}
         yields = examples.counts[k] / examples.electrons_per_pixel
         shown.append(page.Specimen(title, group, yields, examples.labels[k], probability))
 
@@ -144,16 +141,12 @@ def learning_curves(export: str) -> dict:
 def best_threshold(fractions: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """The threshold of greatest mean IoU of Cu, and that IoU."""
     iou = [iou_at(fractions, labels, threshold).mean() for threshold in THRESHOLDS]
-    return float(THRESHOLDS[np.argmax(iou)]), float(np.max(iou))
+    return THRESHOLDS[np.argmax(iou)], float(np.max(iou))
 
 
 def iou_at(fractions: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
     """IoU [n] of Cu, found where a fraction [n, y, x, z] is above the threshold."""
-    return np.array(iou_cu(_above(fractions, threshold).astype(np.float32), labels))
-
-
-def _above(fractions, threshold):
-    return np.asarray(fractions, np.float32) > float(threshold)  # as on the page, whatever the precision
+    return np.array(iou_cu(fractions, labels, threshold))
 
 
 def material_of(config: ConfigDict) -> Material:

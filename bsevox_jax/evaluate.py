@@ -131,9 +131,9 @@ def _structure_iou(config: ConfigDict, splits: dict[str, data.Examples], export:
     }
 
 
-def iou_cu(probability: np.ndarray, labels: np.ndarray) -> list[float]:
+def iou_cu(probability: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> list[float]:
     """Intersection over union of Cu of each specimen, from probabilities and labels [n, y, x, z]."""
-    sums = metrics.sample_sums(probability, data.copper(labels))
+    sums = metrics.sample_sums(probability, data.copper(labels), threshold)
     one = [{name: value[k : k + 1] for name, value in sums.items()} for k in range(len(labels))]
     return [metrics.summarise(sample)["iou_cu_mean"] for sample in one]
 

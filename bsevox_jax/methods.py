@@ -82,7 +82,7 @@ class Material:
         return dataclasses.replace(self.training, counts=counts, electrons_per_pixel=self.dose)
 
     @functools.cached_property
-    def blur(self) -> blur.Operator:
+    def derivative(self) -> blur.Operator:
         """The derivative of the image model at silicon."""
         return blur.of_model(self.model, self.splits["test"].labels.shape[1:3])
 
@@ -143,12 +143,12 @@ def _map(material, compare):
 
 
 def _tv(material, compare):
-    operator, dose = material.blur, material.dose
+    operator, dose = material.derivative, material.dose
     return _of_yields(material, lambda yields: deconvolution.tv(operator, yields, dose, **compare.tv))
 
 
 def _em(material, compare):
-    operator = blur.non_negative(material.blur)
+    operator = blur.non_negative(material.derivative)
     return _of_yields(material, lambda yields: deconvolution.em(operator, yields, **compare.em))
 
 
@@ -159,7 +159,7 @@ def _blind(material, compare):
 
 
 def _wiener(material, compare):
-    operator, dose = material.blur, material.dose
+    operator, dose = material.derivative, material.dose
     mean = _of_yields(material, lambda yields: deconvolution.wiener(operator, yields, dose).mean)
     return lambda counts: np.clip(mean(counts), 0, 1)
 
@@ -242,7 +242,7 @@ METHODS = {  # name -> title, about, specimens at once, make(material, config.co
 def volumes(
     path: str, decisive: str, method: Method, splits: dict[str, data.Examples]
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """The volumes float16 [n, y, x, z] of every split; `seconds_per_volume` of one alone, `on` what device.
+    """The volumes float32 [n, y, x, z] of every split; `seconds_per_volume` of one alone, `on` what device.
 
     What the file `path` has, made with the same `decisive` settings, is not made again.
     """
@@ -266,7 +266,8 @@ def volumes(
                         np.savez_compressed(file, volumes=done, decisive=decisive, timed=json.dumps(timed))
                     saved = time.monotonic()
     ends = np.cumsum([len(splits[split]) for split in SPLITS])
-    return dict(zip(SPLITS, np.split(done, ends[:-1]), strict=True)), timed
+    # In half precision 0.3 is above 0.3; a threshold must mean the same everywhere.
+    return dict(zip(SPLITS, np.split(done.astype(np.float32), ends[:-1]), strict=True)), timed
 
 
 def _kept(path, decisive):

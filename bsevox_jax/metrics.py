@@ -77,9 +77,9 @@ def summarise(sums, mask=None) -> dict[str, float]:
     }
 
 
-def iou_by_depth(probability, labels) -> np.ndarray:
+def iou_by_depth(probability, labels, threshold: float = 0.5) -> np.ndarray:
     """Intersection over union of Cu in every plane, pooled over the specimens, `[z]`; arguments as above."""
-    predicted, cu, axes = np.asarray(probability) > 0.5, np.asarray(labels) > 0, (0, 1, 2)
+    predicted, cu, axes = np.asarray(probability) > threshold, np.asarray(labels) > 0, (0, 1, 2)
     return _iou((predicted & cu).sum(axes), (predicted | cu).sum(axes))
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from bsevox_jax import imageio, metrics, report
+from bsevox_jax import imageio, report
 from bsevox_jax.data import COPPER_LABEL
+from bsevox_jax.evaluate import iou_cu
 from bsevox_jax.reconstruct import VOXEL_NM
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -165,9 +166,7 @@ def _text(array: np.ndarray) -> str:
 
 
 def _iou(specimen: Specimen, method: str, threshold: float) -> float:
-    cu = specimen.truth == COPPER_LABEL
-    sums = metrics.sample_sums(specimen.probability[method][None], cu[None], threshold)
-    return metrics.summarise(sums)["iou_cu_mean"]
+    return iou_cu(specimen.probability[method][None], specimen.truth[None], threshold)[0]
 
 
 def _pictures(specimen: Specimen, thresholds: dict[str, float], iou: dict[str, float]) -> str:

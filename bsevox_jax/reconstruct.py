@@ -1,6 +1,5 @@
 """From an image stack to a Cu volume, with a trained network on any number of devices."""
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from jax import lax
 
 import bsevox_jax
 from bsevox_jax import checkpoint, imageio, measure, metrics, models, parallel, report, volumes
-from bsevox_jax.models.equivariant import INVERSE, turned
+from bsevox_jax.models.equivariant import INVERSE, turned_each
 
 VOXEL_NM = 1.0  # of the simulated training data, and so of every network yet
 ROWS_PER_DEVICE = 8
@@ -168,14 +167,10 @@ def _symmetric_mean(predict: Callable, images: jax.Array) -> jax.Array:
     square = images.shape[1] == images.shape[2]
     total = 0.0
     for together in (every,) if square else (every[:4], every[4:]):  # those of one shape in one batch
-        seen = jnp.concatenate([_turned(images, k) for k in together])
+        seen = jnp.concatenate([turned_each(images, k) for k in together])
         for k, found in zip(together, jnp.split(predict(seen), len(together)), strict=True):
-            total = total + _turned(found, INVERSE[k])
+            total = total + turned_each(found, INVERSE[k])
     return total / len(INVERSE)
-
-
-def _turned(batch, symmetry):
-    return jax.vmap(functools.partial(turned, symmetry=symmetry))(batch)
 
 
 def _listed(energies) -> str:

@@ -35,15 +35,6 @@ ORIENTATION = (
     "x to the right of the images, y down the images, z depth below the surface (right-handed); lengths in "
     "nm, from the outer corner of the first voxel: its centre is half a voxel away along each axis"
 )
-PACKAGES = {  # format -> what it needs beyond the requirements
-    "ome-tiff": None,
-    "ome-zarr": "zarr",
-    "mrc": "mrcfile",
-    "hdf5": "h5py",
-    "vti": None,
-    "stl": "skimage",
-    "ply": "skimage",
-}
 _CHUNK = 64  # voxels along each axis: 1 MiB
 
 
@@ -71,15 +62,6 @@ def write(
         ValueError: an argument is impossible, or a package is missing; one line.
     """
     check(formats)
-    writers = {
-        "ome-tiff": _write_ome_tiff,
-        "ome-zarr": _write_ome_zarr,
-        "mrc": _write_mrc,
-        "hdf5": _write_hdf5,
-        "vti": _write_vti,
-        "stl": _write_stl,
-        "ply": _write_ply,
-    }
     probability, voxel_nm = imageio.check_probability(probability, voxel_nm, threshold), float(voxel_nm)
     facts = {
         "quantity": "probability of Cu",
@@ -90,15 +72,15 @@ def write(
     text = imageio.json_text(facts | {"about": about})
     with imageio.whole_files(folder) as temporary:
         for name in dict.fromkeys(formats):
-            writers[name](temporary, probability, voxel_nm, threshold, text)
+            FORMATS[name][1](temporary, probability, voxel_nm, threshold, text)
 
 
 def check(formats: Sequence[str]) -> None:
     """Raises ValueError, in one line, unless all formats are known and what they need is installed."""
     for name in formats:
-        if name not in PACKAGES:
-            raise ValueError(f"formats must be among {', '.join(PACKAGES)}; got {name!r}. Correct it.")
-        if (package := PACKAGES[name]) and importlib.util.find_spec(package) is None:
+        if name not in FORMATS:
+            raise ValueError(f"formats must be among {', '.join(FORMATS)}; got {name!r}. Correct it.")
+        if (package := FORMATS[name][0]) and importlib.util.find_spec(package) is None:
             raise ValueError(
                 f"{name} needs {package}; got none. Run pip install -r requirements-io.txt, or leave it out."
             )
@@ -290,3 +272,14 @@ def _write_ply(folder, probability, voxel_nm, threshold, text):
     )
     with open(os.path.join(folder, "surface_nm.ply"), "wb") as file:
         file.write(head.encode() + corners.astype("<f4").tobytes() + faces.tobytes())
+
+
+FORMATS = {  # name -> package that it needs beyond the requirements, writer
+    "ome-tiff": (None, _write_ome_tiff),
+    "ome-zarr": ("zarr", _write_ome_zarr),
+    "mrc": ("mrcfile", _write_mrc),
+    "hdf5": ("h5py", _write_hdf5),
+    "vti": (None, _write_vti),
+    "stl": ("skimage", _write_stl),
+    "ply": ("skimage", _write_ply),
+}

@@ -51,7 +51,7 @@ PACKAGE_ARROWS = {
     "volumes": {"imageio"},
     "measure": {"imageio"},
     "report": {"data", "imageio"},
-    "page": {"data", "imageio", "metrics", "reconstruct", "report"},
+    "page": {"data", "evaluate", "imageio", "reconstruct", "report"},
     "sem_metadata": set(),
     "image_files": {"sem_metadata"},
     "instrument_files": {"forward", "image_files", "sem_metadata"},

@@ -8,6 +8,7 @@ field holds for a large one.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -22,6 +23,11 @@ def turned(array, symmetry: int):
     array = array.swapaxes(0, 1) if symmetry & 4 else array
     array = array[::-1] if symmetry & 2 else array
     return array[:, ::-1] if symmetry & 1 else array
+
+
+def turned_each(batch, symmetry: int):
+    """The same symmetry on the second and third axes of a batch."""
+    return jax.vmap(lambda array: turned(array, symmetry))(batch)
 
 
 def _products() -> np.ndarray:
