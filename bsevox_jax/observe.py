@@ -19,6 +19,7 @@ from bsevox_jax.data import SYMMETRIES, Normalisation, apply_symmetry
 SIGMAS_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
 REACH = 6  # standard deviations; what is farther from the mean is rarer than float32 resolves
 EXTREME_UNIFORMS = 2**-25, 1 - 2**-24  # the last is the greatest float32 below 1
+MISSING = 5  # child of the key of an example, after those that are split from it
 SUMMED_VARIANCE = 8  # up to which the probabilities of counts are summed
 
 
@@ -37,6 +38,8 @@ class Microscope:
         offset_error: standard deviation of the offset of each energy, as a yield.
         noise_electrons: standard deviation of what the detector adds to each count.
         energy_error: relative standard deviation of the scale of the beam energies.
+        missing: largest share of energies that an example lacks. Every second one is complete; for the others
+            the share is uniform up to it. Inputs of a missing energy are 0 all over.
     """
 
     normalisation: Normalisation
@@ -50,6 +53,7 @@ class Microscope:
     offset_error: float = 0.0
     noise_electrons: float = 0.0
     energy_error: float = 0.0
+    missing: float = 0.0
 
     def __post_init__(self) -> None:
         dose = self.lowest_electrons_per_pixel, self.highest_electrons_per_pixel
@@ -60,12 +64,16 @@ class Microscope:
                 raise ValueError(
                     f"data.forward.{name} must be from 0; got {getattr(self, name)}. Use 0 to switch it off."
                 )
+        if not 0 <= self.missing < 1:
+            raise ValueError(
+                f"data.forward.missing must be from 0 and below 1; got {self.missing}. Use 0 for none."
+            )
 
     @property
     def effects(self) -> str:
         """What the instrument adds, in words."""
-        names = ("probe_fwhm_nm", "drift_nm", "gain_error", "offset_error", "noise_electrons", "energy_error")
-        settings = {name: getattr(self, name) for name in names}
+        names = ("probe_fwhm_nm", "drift_nm", "gain_error", "offset_error", "noise_electrons")
+        settings = {name: getattr(self, name) for name in (*names, "energy_error", "missing")}
         return ", ".join(f"{name} {value}" for name, value in settings.items() if np.any(value)) or "none"
 
     def __call__(self, key: jax.Array, example: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -83,6 +91,8 @@ class Microscope:
         if self.noise_electrons:
             counts = counts + self.noise_electrons * jax.random.normal(noise_key, counts.shape)
         images, labels = self.normalisation(counts, dose), example["labels"]
+        if self.missing:
+            images = lacking(jax.random.fold_in(key, MISSING), images, self.missing)
         if self.symmetries:
             index = jax.random.randint(symmetry_key, (), 0, SYMMETRIES)
             images, labels = apply_symmetry(images, labels, index)
@@ -107,6 +117,13 @@ class Microscope:
         if self.offset_error:
             expected = expected.at[0].add(self.offset_error * jax.random.normal(offset_key, (energies,)))
         return expected
+
+
+def lacking(key: jax.Array, images: jax.Array, largest_share: float) -> jax.Array:
+    """Inputs [..., e] with 0 for the energies that are missing; see `Microscope.missing`."""
+    share_key, energy_key = jax.random.split(key)
+    share = largest_share * jnp.maximum(0, 2 * jax.random.uniform(share_key) - 1)
+    return jnp.where(jax.random.uniform(energy_key, images.shape[-1:]) < share, 0, images)
 
 
 def check_range(name: str, limits: tuple[float, float], least: float) -> None:

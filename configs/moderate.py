@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     forward.offset_error = 0.0  # standard deviation of the offset per energy, as a yield
     forward.noise_electrons = 0.0  # standard deviation of the detector's noise per count
     forward.energy_error = 0.0  # relative standard deviation of the scale of the beam energies
+    forward.missing = 0.0  # largest share of the energies that an example lacks; every second lacks none
 
     config.simulator = simulator = ConfigDict()  # of the data set
     simulator.kind = "bsevox"  # or nebula, which needs what follows only to build a missing data set
