@@ -1,32 +1,26 @@
 """A page for the browser that compares methods: tables, curves, and volumes that can be turned.
 
-One file that loads nothing else. The page is `page.html`, filled in here; the browser finds the faces of the
-voxels itself, so that a volume takes one byte per voxel.
+The page is `page.html`, filled in here.
 """
 
 import base64
 import dataclasses
 import html
 import io
-import json
 import os
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
-from plotly.offline import get_plotlyjs
 
-from bsevox_jax import imageio, report
+from bsevox_jax import imageio, report, template
 from bsevox_jax.data import COPPER_LABEL
 from bsevox_jax.evaluate import iou_cu
 from bsevox_jax.reconstruct import VOXEL_NM
 
-TEMPLATE = Path(__file__).with_name("page.html")
 LARGEST_BYTES = 15_000_000  # what still can be sent by mail
 PICTURE_INCH, PICTURE_DPI, PICTURE_COLOURS = (1.6, 1.7), 120, 48
-COLOURS = ("vacuum", "silicon", "copper", "missed", "extra", "blank")  # of the report
 GROUPS = ("nanocube", "nanowire", "nanowire_lying", "test")
 
 
@@ -77,9 +71,9 @@ def write(path: str, results: dict, specimens: list[Specimen]) -> None:
     embedded |= {"voxel_nm": VOXEL_NM, "specimens": volumes}
     parts = {
         "data_set": html.escape(str(circumstances["data_set"])),
-        "electrons_per_pixel": _cell(circumstances["electrons_per_pixel"]),
-        "circumstances": _circumstances(circumstances),
-        "methods": _table(
+        "electrons_per_pixel": template.cell(circumstances["electrons_per_pixel"]),
+        "circumstances": template.facts(circumstances),
+        "methods": template.table(
             ["method", "what it is", "threshold"],
             [[name, method["about"], method["threshold"]] for name, method in methods.items()],
         ),
@@ -88,12 +82,8 @@ def write(path: str, results: dict, specimens: list[Specimen]) -> None:
             _pictures(specimen, thresholds, volume["iou"])
             for specimen, volume in zip(specimens, volumes, strict=True)
         ),
-        "plotly": get_plotlyjs(),
-        # Inside a script "<" could end it.
-        "embedded": json.dumps(embedded, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    parts |= {name: getattr(report, name.upper()) for name in COLOURS}
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text()).encode()
+    page = template.filled("page.html", parts, embedded)
     if len(page) > LARGEST_BYTES:
         raise ValueError(
             f"a page must be at most {LARGEST_BYTES / 1e6:g} MB; got {len(page) / 1e6:.1f}. Give fewer "
@@ -143,26 +133,15 @@ def _embedded(specimen: Specimen, thresholds: dict[str, float]) -> dict:
         "title": specimen.title,
         "group": specimen.group,
         "shape": specimen.truth.shape,
-        "images": _text(grey),
+        "images": template.text(grey),
         "mean_yields": specimen.yields.mean((0, 1)).round(4).tolist(),
-        "truth": _text(specimen.truth),
-        "codes": {m: _text(_coded(specimen.probability[m], t)) for m, t in thresholds.items()},
+        "truth": template.text(specimen.truth),
+        "codes": {
+            method: template.text(template.coded(specimen.probability[method], threshold))
+            for method, threshold in thresholds.items()
+        },
         "iou": {m: _iou(specimen, m, t) for m, t in thresholds.items()},
     }
-
-
-def _coded(probability: np.ndarray, threshold: float) -> np.ndarray:
-    """Probabilities as whole numbers, 0 to 127 up to the threshold and 128 to 255 above, linear in each part.
-
-    So rounding never takes a voxel across the threshold.
-    """
-    below = 127 * probability / threshold
-    above = 128 + 127 * (probability - threshold) / (1 - threshold)
-    return np.rint(np.where(probability > threshold, above, below))
-
-
-def _text(array: np.ndarray) -> str:
-    return base64.b64encode(array.astype(np.uint8).tobytes()).decode()
 
 
 def _iou(specimen: Specimen, method: str, threshold: float) -> float:
@@ -196,32 +175,6 @@ def _png(cu: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _circumstances(circumstances: dict) -> str:
-    return "".join(
-        f"<div><dt>{html.escape(name.replace('_', ' '))}</dt><dd>{_cell(value)}</dd></div>"
-        for name, value in circumstances.items()
-    )
-
-
 def _titled_table(table: dict) -> str:
     title, note = html.escape(table["title"]), html.escape(table["note"])
-    return f'<h3>{title}</h3>\n{_table(table["header"], table["rows"])}\n<p class="note">{note}</p>'
-
-
-def _table(header: list[str], rows: list[list]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(map(_data_cell, row))}</tr>\n" for row in rows)
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-
-
-def _data_cell(value: str | float | None) -> str:
-    kind = "" if isinstance(value, str) else " class=number"
-    return f"<td{kind}>{_cell(value)}</td>"
-
-
-def _cell(value: str | float | None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else html.escape(str(value))
+    return f'<h3>{title}</h3>\n{template.table(table["header"], table["rows"])}\n<p class="note">{note}</p>'
