@@ -10,7 +10,11 @@ const WIDTH = 1.17; // of a scene, in the units of its camera
 
 // ---------------------------------------------------------------- bytes
 
-const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+function bytes(text) {
+  const letters = atob(text), held = new Uint8Array(letters.length);
+  for (let n = 0; n < held.length; n++) held[n] = letters.charCodeAt(n);
+  return held;
+}
 
 async function inflated(text) {
   const stream = new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -23,8 +27,8 @@ const decoded = (code, threshold) =>
 
 // ---------------------------------------------------------------- volumes
 
-// Mesh of those faces of the voxels [y, x, z] of kind 1, 2, ... behind which there is nothing; in a plane, those
-// of one kind are joined to rectangles. Null if it takes more than `most` of them.
+// Mesh of those faces of the voxels [y, x, z] of kind 1, 2, ... behind which there is nothing; those of one kind
+// in a plane are joined to rectangles. Null if it takes more than `most` of them.
 function faces(kinds, shape, colours, { voxel = PAGE.voxel_nm, most = Infinity } = {}) {
   const strides = [shape[1] * shape[2], shape[2], 1];
   const mesh = { x: [], y: [], z: [], i: [], j: [], k: [], facecolor: [] };
@@ -52,7 +56,7 @@ function faces(kinds, shape, colours, { voxel = PAGE.voxel_nm, most = Infinity }
   return mesh;
 }
 
-// Rectangles [kind, start, size] that cover a plane of kinds [row, column] where it is not 0; empties the plane.
+// Rectangles [kind, start, size] that cover a plane of kinds [row, column] where it is not 0; empties it.
 function rectangles(plane, rows, columns) {
   const found = [];
   for (let row = 0; row < rows; row++) for (let column = 0; column < columns; column++) {
@@ -96,17 +100,20 @@ function drawnSize([y, x, z], stretch = 1) {
 
 function drawScene(id, mesh, shape, { stretch = 1, height = 400, more = [] } = {}) {
   const lengths = shape.map(size => size * PAGE.voxel_nm);
-  const axis = (name, length, upwards) => ({
+  const size = drawnSize(lengths, stretch);
+  const ticks = drawn => (drawn > WIDTH / 3 ? [1, 2, 3] : [2]); // those at the ends would collide
+  const axis = (name, length, drawn, upwards) => ({
     title: { text: `${name}, ${length} nm` }, showbackground: false, showspikes: false,
-    tickvals: [1, 2, 3].map(quarter => quarter / 4 * length), // those at the ends would collide
+    tickvals: ticks(drawn).map(quarter => quarter / 4 * length),
     range: upwards ? [0, length] : [length, 0],
   });
   mesh = { ...mesh, type: "mesh3d", flatshading: true, hoverinfo: "skip",
     lighting: { ambient: 1, diffuse: 0, specular: 0, fresnel: 0 } }; // faces are shaded by SHADES
   const [y, x, z] = lengths;
   // Rows of images run downwards and so does depth: with both reversed, the volume is turned, not mirrored.
-  const scene = { camera, aspectmode: "manual", aspectratio: drawnSize(lengths, stretch),
-    xaxis: axis("x", x, true), yaxis: axis("y", y, false), zaxis: axis("depth", z, false) };
+  const scene = { camera, aspectmode: "manual", aspectratio: size,
+    xaxis: axis("x", x, size.x, true), yaxis: axis("y", y, size.y, false),
+    zaxis: axis("depth", z, size.z, false) };
   const layout = { scene, height, margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false };
   return Plotly.react(id, [mesh, outline(lengths.map(length => [0, length])), ...more], layout, CONFIG);
 }

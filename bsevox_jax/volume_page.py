@@ -70,17 +70,15 @@ def write(
     probability = imageio.check_probability(probability, voxel_nm, threshold)
     _check_shapes(probability, yields, beam_energies_kev, check)
     colour, verdict = _verdict(check, len(bodies))
-    brief = _brief(probability, beam_energies_kev, voxel_nm, threshold)
+    settings = [[name.replace("_", " "), _told(value)] for name, value in about.items()]
     parts = {
         "title": html.escape(title),
         "colour": colour,
         "verdict": html.escape(verdict),
-        "brief": template.facts(brief),
+        "brief": template.facts(_brief(probability, beam_energies_kev, voxel_nm, threshold)),
         "sentences": _listed(check["sentences"] if check else []),
         "bodies": _bodies(bodies),
-        "about": template.table(
-            ["setting", "value"], [[name.replace("_", " "), _told(value)] for name, value in about.items()]
-        ),
+        "about": template.table(["setting", "value"], settings),
         "registration": _listed(registration or ["The images were taken as they are."]),
         "assumptions": _listed(assumptions),
     }
@@ -91,7 +89,7 @@ def write(
         "probability": template.deflated(np.moveaxis(template.coded(probability, threshold), -1, 0)),
         "beam_energies_kev": [float(energy) for energy in beam_energies_kev],
         "images": _images(yields, check["expected"] if check else None),
-        "check": _check(check) if check else None,
+        "check": _checked(check) if check else None,
         "bodies": [_box(body) for body in bodies],
     }
     Path(path).write_bytes(template.filled("volume_page.html", parts, embedded))
@@ -175,7 +173,7 @@ def _binned(images: np.ndarray, bin_pixels: int) -> np.ndarray:
     return padded.reshape(e, y // bin_pixels, bin_pixels, x // bin_pixels, bin_pixels).mean((2, 4))
 
 
-def _check(check: dict) -> dict:
+def _checked(check: dict) -> dict:
     """The check for the script; chi-square as bytes from 0 to `most`."""
     chi2 = np.nan_to_num(np.asarray(check["chi2"], np.float64), nan=0.0, posinf=1e9)
     most = max(POOR_CHI2, float(np.percentile(chi2, 99.5)))

@@ -2,15 +2,15 @@ import base64
 import io
 import json
 import re
-import shutil
 
+import chromium
 import matplotlib.image
 import numpy as np
 import pytest
+from chromium import assert_quiet, cameras, wait_for
 from matplotlib.colors import to_rgb
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 
 from bsevox_jax import page, report
 
@@ -150,35 +150,12 @@ def test_specimens_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Chromium with the page open; to load it takes longest."""
-    program, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not program or not driver:
-        pytest.skip("needs chromium and chromedriver on the PATH (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,1000",
-                     "use-angle=swiftshader", "enable-unsafe-swiftshader"):  # fmt: skip
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    """Chromium with the page open."""
     path = tmp_path_factory.mktemp("page") / "page.html"
     page.write(str(path), results(), specimens())
-    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as chromium:
-        chromium.get(path.as_uri())
-        wait_for(chromium, lambda: cameras(chromium), "the three scenes")
-        yield chromium
-
-
-def wait_for(browser, condition, what):
-    WebDriverWait(browser, 60, 0.1).until(lambda _: condition(), what)
-
-
-def cameras(browser):
-    """Where the three scenes are seen from; None before all are drawn."""
-    return browser.execute_script(
-        "const drawn = arguments[0].map(id => document.getElementById(id)._fullLayout?.scene?._scene);"
-        "return drawn.every(Boolean) ? drawn.map(scene => Object.values(scene.getCamera().eye)) : null",
-        SCENES,
-    )
+    with chromium.opened(path) as opened:
+        wait_for(opened, lambda: cameras(opened, SCENES), "the three scenes")
+        yield opened
 
 
 def share(browser, scene, colour):
@@ -191,10 +168,6 @@ def share(browser, scene, colour):
 def errors_shown(browser):
     """Whether copper where there is none can be seen; guesses put some at every surface."""
     return share(browser, "scene_error", report.EXTRA) > 0.002
-
-
-def assert_quiet(browser):
-    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 def test_browser_draws_everything_that_can_be_chosen(browser):
@@ -223,12 +196,12 @@ def test_browser_draws_everything_that_can_be_chosen(browser):
 
 def test_scenes_turn_together_and_stay_turned(browser):
     def turned():
-        return np.abs(np.array(cameras(browser)) - before).max(1).min() > 0.1 and together()
+        return np.abs(np.array(cameras(browser, SCENES)) - before).max(1).min() > 0.1 and together()
 
     def together():
-        return np.ptp(cameras(browser), axis=0).max() < 1e-6
+        return np.ptp(cameras(browser, SCENES), axis=0).max() < 1e-6
 
-    scene, before = browser.find_element("id", "scene_found"), cameras(browser)
+    scene, before = browser.find_element("id", "scene_found"), cameras(browser, SCENES)
     assert together()
     browser.execute_script("arguments[0].scrollIntoView()", browser.find_element("id", "volumes"))
     hand = ActionChains(browser).click_and_hold(scene)
