@@ -117,7 +117,7 @@ def _check_shapes(probability, yields, beam_energies_kev, check):
 
 def _verdict(check: dict | None, bodies: int) -> tuple[str, str]:
     """green, amber or red, and why."""
-    found = f"{bodies or 'no'} {'body' if bodies == 1 else 'bodies'} of copper found."
+    found = f"{bodies or 'no'} {'body' if bodies == 1 else 'bodies'} of copper."
     if check is None:
         return "amber", f"Not checked against the images; {found}"
     chi2 = float(np.mean(check["chi2_by_energy"]))
