@@ -53,6 +53,8 @@ PACKAGE_ARROWS = {
     "report": {"data", "imageio"},
     "page": {"data", "evaluate", "imageio", "reconstruct", "report"},
     "sem_metadata": set(),
+    "similarity": {"sem_metadata"},
+    "registration": {"sem_metadata", "similarity"},
     "image_files": {"sem_metadata"},
     "instrument_files": {"forward", "image_files", "sem_metadata"},
     "examples": {"imageio"},
