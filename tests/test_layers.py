@@ -55,6 +55,8 @@ PACKAGE_ARROWS = {
     "page": {"data", "evaluate", "imageio", "reconstruct", "report", "template"},
     "volume_page": {"imageio", "measure", "template"},
     "sem_metadata": set(),
+    "similarity": {"sem_metadata"},
+    "registration": {"sem_metadata", "similarity"},
     "image_files": {"sem_metadata"},
     "instrument_files": {"forward", "image_files", "sem_metadata"},
     "examples": {"imageio"},
