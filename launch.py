@@ -48,11 +48,24 @@ def evaluate(options) -> None:
 
 
 def reconstruct(options) -> None:
-    from bsevox_jax.reconstruct import reconstruct
+    from bsevox_jax.reconstruct_files import WRITTEN, reconstruct_files
 
-    about = _dose_and_energies(options) | {"formats": options.formats}
-    reconstruct(options.input, options.checkpoint, options.output, **about)
-    print(f"volume.npz, volume.tif, picture.png, bodies.csv and bodies.json are in {options.output}")
+    given = _dose_and_energies(options) | {"formats": options.formats}
+    if options.pixel_nm is not None:
+        given["pixel_nm"] = options.pixel_nm
+    areas = {name: getattr(options, name) for name in ("silicon", "copper")}
+    given |= {name: _area(name, text) for name, text in areas.items() if text is not None}
+    found = reconstruct_files(options.input, options.checkpoint, options.output, **given)
+    if parallel.is_main_process():
+        print(*(f"assumed: {line}" for line in found.assumptions), sep="\n")
+        print(*(found.check.sentences if found.check else ()), sep="\n")
+        print(f"{WRITTEN} are in {options.output}")
+
+
+def calibrate(options) -> None:
+    from bsevox_jax.calibrate import calibrate
+
+    calibrate(options.config, options.workdir)
 
 
 def simulate(options) -> None:
@@ -82,20 +95,26 @@ MODES = {  # and the flags they need
     "reconstruct": (reconstruct, ("input", "output")),
     "simulate": (simulate, ()),  # a specimen, or the data set of a configuration
     "plan": (plan, ("input", "output")),
+    "calibrate": (calibrate, ("config",)),  # without a workdir the shipped network
 }
 
 
 FLAGS = (  # name, kind, default, help
     ("workdir", flags.DEFINE_string, None, "Train, evaluate: folder of the run. Evaluate without: the "
      "network that is shipped."),
-    ("input", flags.DEFINE_string, None, "Reconstruct: stack .npz, .npy or .tif. Simulate: .npy, .npz, "
-     "or a phantom nanocube:<position>, nanowire:<radius_nm>[:<axis>], random:<seed>. "
+    ("input", flags.DEFINE_string, None, "Reconstruct: stack .npz, .npy or .tif, or the images of an "
+     "instrument (folder, TIFF, HDF5, MRC). Simulate: .npy, .npz, or a phantom nanocube:<position>, "
+     "nanowire:<radius_nm>[:<axis>], random:<seed>. "
      "Plan: box:<size_nm>:<depth_nm>."),
     ("checkpoint", flags.DEFINE_string, None, "Reconstruct: exported network, <workdir>/export; default: the "
      "shipped compact."),
     ("output", flags.DEFINE_string, None, "Reconstruct, simulate, plan: folder of the results."),
     ("formats", flags.DEFINE_list, [], "Reconstruct: more files of the volume, of ome-tiff, ome-zarr, "
      "mrc, hdf5, vti, stl, ply."),
+    ("pixel_nm", flags.DEFINE_float, None, "Reconstruct: edge of a pixel, where the files do not tell."),
+    ("silicon", flags.DEFINE_string, None, "Reconstruct: y0:y1,x0:x1, pixels of bare silicon in the images "
+     "of an instrument."),
+    ("copper", flags.DEFINE_string, None, "Reconstruct: likewise of copper from the surface down."),
     ("precision_nm", flags.DEFINE_float, 1.0, "Plan: wanted standard error of position, depth and size."),
     ("beam_energies_kev", flags.DEFINE_list, None, "Reconstruct, simulate: ascending, as 0.5,1,1.5."),
     ("electrons_per_pixel", flags.DEFINE_integer, None, "Reconstruct, simulate: dose per energy."),
@@ -188,6 +207,19 @@ def _dose_and_energies(options):
                 f"beam_energies_kev must be numbers; got {options.beam_energies_kev}. Give e.g. 0.5,1,1.5."
             ) from error
     return given
+
+
+def _area(name, text):
+    """Rows and columns of y0:y1,x0:x1."""
+    try:
+        rows, columns = (slice(*(int(end) for end in axis.split(":"))) for axis in text.split(","))
+        if None in (rows.start, columns.start) or rows.step or columns.step:
+            raise ValueError
+    except ValueError as error:
+        raise ValueError(
+            f"--{name} must be y0:y1,x0:x1 in pixels; got {text}. Give e.g. 12:44,52:84."
+        ) from error
+    return rows, columns
 
 
 def _turn_on_compilation_cache():

@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from benchmarks.bound import best_volumes
 from bsevox_jax import checkpoint, data, metrics
 from bsevox_jax.evaluate import SINGLE_BODIES, iou_cu
+from bsevox_jax.inference import asked
 from bsevox_jax.parallel import processor
-from bsevox_jax.reconstruct import asked
 from bsevox_jax.sim.files import whole_file
 from bsevox_jax.train import train
 from configs import compact, lite, quickstart
@@ -132,8 +132,8 @@ def scores(splits: dict, probabilities: dict[str, np.ndarray]) -> dict[str, np.n
 
 def reconstructions(export: checkpoint.Export, splits: dict) -> dict[str, np.ndarray]:
     """Probability of Cu in every specimen of each split."""
-    ask = asked(export, splits["test"].electrons_per_pixel)
-    return {split: ask(images.counts) for split, images in splits.items()}
+    ask = asked(export)
+    return {split: ask(images.counts / images.electrons_per_pixel) for split, images in splits.items()}
 
 
 def relative_error(probability: np.ndarray, test: data.Examples) -> float:

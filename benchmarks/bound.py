@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from bsevox_jax import checkpoint, data, forward, likelihood
 from bsevox_jax.evaluate import SINGLE_BODIES, iou_cu
+from bsevox_jax.inference import cu_probability
 from bsevox_jax.parallel import processor
-from bsevox_jax.reconstruct import cu_probability
 from bsevox_jax.sim import phantoms
 from bsevox_jax.sim.files import whole_file
 from tfds_bse import sets

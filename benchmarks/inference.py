@@ -17,8 +17,8 @@ import numpy as np
 from absl import app, flags
 
 from bsevox_jax import models
+from bsevox_jax.inference import predicted
 from bsevox_jax.parallel import processor
-from bsevox_jax.reconstruct import predicted
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("configs", ["compact", "lite", "small", "medium", "moderate", "unet3d"], "networks")

@@ -24,9 +24,9 @@ from absl import app, flags
 
 from bsevox_jax import checkpoint, data, forward, models, observe
 from bsevox_jax.evaluate import evaluate
+from bsevox_jax.inference import cu_probability
 from bsevox_jax.models import bsevoxnet
 from bsevox_jax.parallel import processor
-from bsevox_jax.reconstruct import cu_probability
 from bsevox_jax.sim import phantoms
 from bsevox_jax.sim.files import whole_file
 from bsevox_jax.train import train

@@ -26,8 +26,8 @@ from scipy.ndimage import distance_transform_edt
 
 from bsevox_jax import checkpoint, data, forward, likelihood, observe
 from bsevox_jax.evaluate import iou_cu
+from bsevox_jax.inference import cu_probability
 from bsevox_jax.parallel import processor
-from bsevox_jax.reconstruct import cu_probability
 from bsevox_jax.sim.files import whole_file
 from bsevox_jax.simulate import counts_of
 

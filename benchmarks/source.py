@@ -27,8 +27,8 @@ from absl import app, flags
 
 from bsevox_jax import checkpoint, data
 from bsevox_jax.evaluate import iou_cu
+from bsevox_jax.inference import cu_probability
 from bsevox_jax.parallel import processor
-from bsevox_jax.reconstruct import cu_probability
 from bsevox_jax.sim.files import whole_file
 from bsevox_jax.train import train
 from configs import quickstart

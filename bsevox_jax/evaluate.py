@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 import bsevox_jax
 from bsevox_jax import checkpoint, data, forward, imageio, metrics, parallel, report, sim
-from bsevox_jax.reconstruct import VOXEL_NM, check_energies, cu_probability
+from bsevox_jax.inference import check_energies, cu_probability
+from bsevox_jax.reconstruct import VOXEL_NM
 from bsevox_jax.sim import shapes
 from bsevox_jax.simulate import counts_of
 
@@ -197,14 +198,15 @@ def _write(
     workdir: str, results: dict, test: data.Examples, probability: np.ndarray, iou: list[float]
 ) -> None:
     median = int(np.argsort(iou)[len(iou) // 2])
-    stack = imageio.Stack(test.counts[median], test.beam_energies_kev, test.electrons_per_pixel)
+    yields, dose = test.counts[median] / test.electrons_per_pixel, test.electrons_per_pixel
+    images = yields, test.beam_energies_kev, dose
     title = f"{results['model']}, the test specimen of median IoU ({results['data_set']})"
     with imageio.whole_files(workdir) as folder:
         with open(os.path.join(folder, "metrics.json"), "w") as file:
             json.dump(results, file, indent=1)
             file.write("\n")
         path = os.path.join(folder, "picture.png")
-        report.picture(path, stack, probability[median], VOXEL_NM, truth=test.labels[median], title=title)
+        report.picture(path, *images, probability[median], VOXEL_NM, truth=test.labels[median], title=title)
 
 
 def _structures(data_dir: str, test: data.Examples, kind: str, **program) -> data.Examples:

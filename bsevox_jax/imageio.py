@@ -78,20 +78,8 @@ def check_stack(counts: np.ndarray, beam_energies_kev: Sequence[float], electron
     Raises:
         ValueError: the first broken rule, the value received and the remedy, in one line.
     """
-    counts, energies = np.asarray(counts), np.asarray(beam_energies_kev, np.float64).reshape(-1)
-    if counts.ndim != 3 or 0 in counts.shape:
-        raise ValueError(f"counts must be [y, x, e]; got shape {counts.shape}. Stack one image per energy.")
-    if counts.dtype.kind not in "iuf":
-        raise ValueError(f"counts must be whole numbers; got dtype {counts.dtype}. Save them as integers.")
-    if len(energies) != counts.shape[2]:
-        raise ValueError(
-            f"every image needs its beam energy; got {counts.shape[2]} images and {len(energies)} energies. "
-            "Give beam_energies_kev in the order of the images."
-        )
-    if not (np.isfinite(energies).all() and (energies > 0).all() and (np.diff(energies) > 0).all()):
-        raise ValueError(
-            f"beam_energies_kev must be positive and ascend; got {_listed(energies)}. Sort the images."
-        )
+    counts = np.asarray(counts)
+    energies = _check_images("counts", counts, beam_energies_kev)
     dose = np.asarray(electrons_per_pixel, np.float64)
     if dose.size != 1 or not 1 <= dose < 2**31 or dose != np.floor(dose):
         raise ValueError(
@@ -100,6 +88,44 @@ def check_stack(counts: np.ndarray, beam_energies_kev: Sequence[float], electron
         )
     _check_counts(counts, energies, dose.item())
     return Stack(counts.astype(np.int32), tuple(energies.tolist()), int(dose.item()))
+
+
+def check_yields(yields: np.ndarray, beam_energies_kev: Sequence[float]) -> tuple[float, ...]:
+    """The energies of images of yields [y, x, e], electrons back per electron in, if they can be that.
+
+    Raises:
+        ValueError: the first broken rule, the value received and the remedy, in one line.
+    """
+    energies = _check_images("yields", yields, beam_energies_kev)
+    means = yields.mean(axis=(0, 1), dtype=np.float64)
+    if not np.isfinite(means).all():
+        raise ValueError("yields must be finite; got NaN or infinite pixels. Repeat or repair these images.")
+    worst = means[np.abs(means - 0.5).argmax()]
+    if not -0.05 <= worst <= 1:
+        raise ValueError(
+            f"yields must be 0 to 1 on average; got a mean of {worst:.4g}. Give counts as integers, or "
+            "divide them by electrons per pixel."
+        )
+    return tuple(energies.tolist())
+
+
+def _check_images(name, images, beam_energies_kev):
+    """The energies as float64 [e], if they fit images [y, x, e]."""
+    energies = np.asarray(beam_energies_kev, np.float64).reshape(-1)
+    if images.ndim != 3 or 0 in images.shape:
+        raise ValueError(f"{name} must be [y, x, e]; got shape {images.shape}. Stack one image per energy.")
+    if images.dtype.kind not in "iuf":
+        raise ValueError(f"{name} must be numbers; got dtype {images.dtype}. Save counts as integers.")
+    if len(energies) != images.shape[2]:
+        raise ValueError(
+            f"every image needs its beam energy; got {images.shape[2]} images and {len(energies)} energies. "
+            "Give beam_energies_kev in the order of the images."
+        )
+    if not (np.isfinite(energies).all() and (energies > 0).all() and (np.diff(energies) > 0).all()):
+        raise ValueError(
+            f"beam_energies_kev must be positive and ascend; got {_listed(energies)}. Sort the images."
+        )
+    return energies
 
 
 def _check_counts(counts, energies, dose):
@@ -171,7 +197,9 @@ def write_stack(folder: str, stack: Stack) -> None:
     tifffile.imwrite(os.path.join(folder, "stack.tif"), pages, photometric="minisblack", metadata=about)
 
 
-def write_volume(folder: str, probability: np.ndarray, voxel_nm: float, stack: Stack, about: dict) -> None:
+def write_volume(
+    folder: str, probability: np.ndarray, voxel_nm: float, about: dict, threshold: float = 0.5
+) -> None:
     """Writes a reconstruction to a folder that `whole_files` gave.
 
     `volume.npz` holds all, [y, x, z]; `volume.tif` the probability as a Z stack, which ImageJ opens at scale.
@@ -180,16 +208,14 @@ def write_volume(folder: str, probability: np.ndarray, voxel_nm: float, stack: S
         folder: of the files.
         probability: of Cu, float32 [y, x, z].
         voxel_nm: edge of a voxel.
-        stack: the images, for their energies and dose.
         about: further arrays and strings for the `.npz`.
+        threshold: above which a voxel is copper.
     """
     np.savez_compressed(
         os.path.join(folder, "volume.npz"),
         probability=probability,
-        is_cu=(probability > 0.5).astype(np.uint8),  # the network does not tell Si from vacuum
+        is_cu=(probability > threshold).astype(np.uint8),  # the network does not tell Si from vacuum
         voxel_nm=voxel_nm,
-        beam_energies_kev=stack.beam_energies_kev,
-        electrons_per_pixel=stack.electrons_per_pixel,
         **about,
     )
     tifffile.imwrite(
@@ -266,3 +292,18 @@ def whole_files(folder: str) -> Iterator[str]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def unfinished(folder: str, key: str) -> Iterator[str]:
+    """The path of a file that outlives a stop, and is removed once all that follows has succeeded.
+
+    Args:
+        folder: of the results.
+        key: of what decides the content.
+    """
+    folder = os.path.abspath(os.path.expanduser(folder))
+    path = os.path.join(folder, f".unfinished-{key}.npy")
+    yield path
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bsevox_jax import baselines, blur, checkpoint, data, deconvolution, forward, observe
+from bsevox_jax.inference import asked, check_energies
 from bsevox_jax.parallel import processor
-from bsevox_jax.reconstruct import asked, check_energies
 from bsevox_jax.sim.files import whole_file
 
 SPLITS = ("validation", "test", "nanocube", "nanowire", "out_of_family")
@@ -126,7 +126,8 @@ def methods(config: ConfigDict, material: Material) -> dict[str, Method]:
 
 
 def _network(material, export):
-    return asked(export, material.dose)
+    ask = asked(export)
+    return lambda counts: ask(counts / material.dose)
 
 
 def _of_yields(material, function):

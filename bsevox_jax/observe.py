@@ -83,20 +83,26 @@ class Microscope:
             key: of this example in this step.
             example: yields and excess, each [y, x, e] as in `forward.Expected`, and labels.
         """
-        dose_key, instrument_key, count_key, noise_key, symmetry_key = jax.random.split(key, 5)
-        low, high = self.lowest_electrons_per_pixel, self.highest_electrons_per_pixel
-        dose = jnp.round(low * (high / low) ** jax.random.uniform(dose_key))
-        expected = self.distort(instrument_key, chances(example["yields"], example["excess"]))
-        counts = draw_counts(count_key, expected, dose)
-        if self.noise_electrons:
-            counts = counts + self.noise_electrons * jax.random.normal(noise_key, counts.shape)
-        images, labels = self.normalisation(counts, dose), example["labels"]
+        symmetry_key = jax.random.split(key, 5)[4]
+        yields, _ = self.recorded(key, example)
+        images, labels = self.normalisation(yields, 1.0), example["labels"]
         if self.missing:
             images = lacking(jax.random.fold_in(key, MISSING), images, self.missing)
         if self.symmetries:
             index = jax.random.randint(symmetry_key, (), 0, SYMMETRIES)
             images, labels = apply_symmetry(images, labels, index)
         return images, labels
+
+    def recorded(self, key: jax.Array, example: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Counts over electrons per pixel, float32 [y, x, e], and the dose, of an example as above."""
+        dose_key, instrument_key, count_key, noise_key, _ = jax.random.split(key, 5)
+        low, high = self.lowest_electrons_per_pixel, self.highest_electrons_per_pixel
+        dose = jnp.round(low * (high / low) ** jax.random.uniform(dose_key))
+        expected = self.distort(instrument_key, chances(example["yields"], example["excess"]))
+        counts = draw_counts(count_key, expected, dose)
+        if self.noise_electrons:
+            counts = counts + self.noise_electrons * jax.random.normal(noise_key, counts.shape)
+        return counts / dose, dose
 
     def distort(self, key: jax.Array, expected: jax.Array) -> jax.Array:
         """Chances [2, y, x, e] with what the instrument does to them."""

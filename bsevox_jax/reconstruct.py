@@ -1,177 +1,216 @@
-"""From an image stack to a Cu volume, with a trained network on any number of devices."""
+"""From images to a volume of copper: by a trained network, on any field, with what the result is worth.
 
-import os
-from collections.abc import Callable, Sequence
-from typing import Any
+found = reconstruct(counts, beam_energies_kev, electrons_per_pixel=1000)
+found.labels, found.probability, found.chi2, found.in_range
+"""
 
-import jax
-import jax.numpy as jnp
+import dataclasses
+from collections.abc import Sequence
+
 import numpy as np
-from jax import lax
 
-import bsevox_jax
-from bsevox_jax import checkpoint, imageio, measure, metrics, models, parallel, report, volumes
-from bsevox_jax.models.equivariant import INVERSE, turned_each
+from bsevox_jax import calibration, check, forward, imageio, models, tiles
+from bsevox_jax.checkpoint import Export, load_export, shipped
+from bsevox_jax.data import COPPER_LABEL
+from bsevox_jax.inference import asked, check_energies, places
+from bsevox_jax.models import compact
 
 VOXEL_NM = 1.0  # of the simulated training data, and so of every network yet
-ROWS_PER_DEVICE = 8
+SILICON_LABEL = 1
+WINDOW = 192  # pixels, of which a network makes volumes at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """A volume and what it is worth.
+
+    Attributes:
+        probability: of Cu, float32 [y, x, z]; calibrated, if the network is.
+        threshold: above which a voxel is called copper.
+        yields: the images, float32 [y, x, e].
+        beam_energies_kev: [e].
+        electrons_per_pixel: dose, [e].
+        check: the images beside those expected of the volume; None if the image model does not know them.
+        assumptions: what was taken for granted, one sentence each.
+        network: name, training set and sha256 of the weights.
+        voxel_nm: edge of a voxel.
+        offset_nm: (y, x) of the corner of the volume from that of the images as they were recorded.
+    """
+
+    probability: np.ndarray
+    threshold: float
+    yields: np.ndarray
+    beam_energies_kev: tuple[float, ...]
+    electrons_per_pixel: tuple[float, ...]
+    check: check.Check | None
+    assumptions: tuple[str, ...]
+    network: dict
+    voxel_nm: float = VOXEL_NM
+    offset_nm: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """uint8 [y, x, z]: 2 Cu, 1 all else (the network does not tell Si from vacuum)."""
+        return np.where(self.probability > self.threshold, COPPER_LABEL, SILICON_LABEL).astype(np.uint8)
+
+    @property
+    def chi2(self) -> float | None:
+        """Of the re-simulated images per degree of freedom: 1 where the volume explains its images."""
+        return self.check and self.check.chi2
+
+    @property
+    def in_range(self) -> bool | None:
+        """Whether the images are such as the network knows; None if it has no reference."""
+        return self.check and self.check.in_range
 
 
 def reconstruct(
-    stack_path: str,
-    export_path: str | None,
-    output_dir: str,
+    stack: np.ndarray,
+    beam_energies_kev: Sequence[float],
     *,
-    beam_energies_kev: Sequence[float] | None = None,
-    electrons_per_pixel: int | None = None,
-    formats: Sequence[str] = (),
-) -> np.ndarray:
-    """Reconstructs a volume; writes `volume.npz`, `volume.tif`, `bodies.csv`, `bodies.json`, `picture.png`.
+    electrons_per_pixel: float | Sequence[float],
+    checkpoint: str | None = None,
+    noise_known: bool = True,
+    keep: str | None = None,
+) -> Reconstruction:
+    """Reconstructs a volume from images of pixels of 1 nm.
 
     Args:
-        stack_path: see `imageio.read_stack`.
-        export_path: folder of an exported network; None: `compact` as shipped.
-        output_dir: folder of the results.
-        beam_energies_kev, electrons_per_pixel: of the stack, where the file does not tell.
-        formats: of more files of the volume, see `volumes`.
-
-    Returns:
-        Probability of Cu, float32 [y, x, z].
+        stack: [y, x, e]: counts, if of an integer type, else yields (counts over electrons per pixel).
+        beam_energies_kev: [e] ascending.
+        electrons_per_pixel: dose, one for all images or one each.
+        checkpoint: folder of an exported network; None: `compact` as shipped, or, where energies are
+            missing, `instrument`.
+        noise_known: see `check.check`; False for grey values of an instrument.
+        keep: file of the windows that are done, from which a stopped run goes on; the caller removes it.
 
     Raises:
-        FileNotFoundError, OSError: stack or network missing or damaged, or the disk is full.
-        ValueError: the stack is not what the network was trained on; one line.
+        FileNotFoundError, OSError: the network is missing or damaged.
+        ValueError: the images are not such as the network was trained on; one line.
     """
-    volumes.check(formats)
-    stack = imageio.read_stack(
-        stack_path, beam_energies_kev=beam_energies_kev, electrons_per_pixel=electrons_per_pixel
+    yields, energies_kev, dose = _checked(stack, beam_energies_kev, electrons_per_pixel)
+    folder = checkpoint or default_network(energies_kev)
+    export = load_export(folder)
+    check_fits(yields.shape[:2], energies_kev, export)
+    probability = _of_field(export, yields, places(export, energies_kev), keep)
+    known = calibration.load(folder, export)
+    if known is not None:
+        probability = known(probability)
+    return Reconstruction(
+        probability=probability,
+        threshold=0.5 if known is None else known.threshold,
+        yields=yields,
+        beam_energies_kev=energies_kev,
+        electrons_per_pixel=tuple(dose.tolist()),
+        check=_check(yields, dose, probability, energies_kev, known, noise_known),
+        assumptions=tuple(assumptions(yields.shape[:2], dose, energies_kev, export, known is not None)),
+        network={
+            "name": export.config["model"]["name"],
+            "trained_on": export.dataset,
+            "sha256": export.sha256,
+            "calibration": None if known is None else known.about,
+        },
     )
-    export = checkpoint.load_export(export_path or checkpoint.shipped("compact"))
-    check_fits(stack, export)
-    probability = cu_probability(export, stack.counts[None], stack.electrons_per_pixel)[0]
-    about = {"checkpoint_sha256": export.sha256, "assumptions": assumptions(stack, export)}
-    about["version"] = bsevox_jax.__version__
-    if parallel.is_main_process():
-        with imageio.whole_files(output_dir) as folder:
-            imageio.write_volume(folder, probability, VOXEL_NM, stack, about)
-            model = export.config["model"]["name"]
-            title = f"{os.path.basename(stack_path)}, reconstructed by {model} trained on {export.dataset}"
-            report.picture(os.path.join(folder, "picture.png"), stack, probability, VOXEL_NM, title=title)
-            bodies = measure.bodies(probability, VOXEL_NM)
-            measure.write_csv(os.path.join(folder, "bodies.csv"), bodies)
-            measure.write_json(os.path.join(folder, "bodies.json"), bodies, about)
-            if formats:
-                volumes.write(folder, probability, VOXEL_NM, about, formats=formats)
-        print(*(f"assumed: {line}" for line in about["assumptions"]), sep="\n")
-    return probability
 
 
-def check_fits(stack: imageio.Stack, export: checkpoint.Export) -> None:
-    """Raises ValueError, in one line, unless the network was trained on such stacks."""
-    check_energies(stack.beam_energies_kev, export)
-    if stack.counts.shape[:2] != export.field and export.config["model"]["name"] not in models.ANY_FIELD:
+def default_network(beam_energies_kev: Sequence[float]) -> str:
+    """The folder of the shipped network for these energies: `compact` for all of them, else `instrument`."""
+    compact = shipped("compact")
+    trained = load_export(compact).beam_energies_kev
+    complete = len(trained) == len(beam_energies_kev) and np.allclose(trained, beam_energies_kev)
+    return compact if complete else shipped("instrument")
+
+
+def _checked(stack, beam_energies_kev, electrons_per_pixel):
+    """Yields float32 [y, x, e], energies and dose [e], if they can be those of a stack."""
+    stack = np.asarray(stack)
+    dose = np.asarray(electrons_per_pixel, np.float64).reshape(-1)
+    energies = np.size(beam_energies_kev)
+    if dose.size not in (1, energies) or not (np.isfinite(dose) & (dose > 0)).all():
+        raise ValueError(
+            f"electrons_per_pixel must be positive, one or one per image; got {dose.tolist()[:20]} for "
+            f"{energies} images. Give beam current x dwell time / elementary charge."
+        )
+    if stack.dtype.kind in "iu":
+        # No image may hold more electrons than came, of the highest dose at least.
+        found = imageio.check_stack(stack, beam_energies_kev, np.ceil(dose.max()))
+        energies_kev, images = found.beam_energies_kev, found.counts / dose
+    else:
+        energies_kev, images = imageio.check_yields(stack, beam_energies_kev), stack
+    return images.astype(np.float32), energies_kev, np.broadcast_to(dose, len(energies_kev))
+
+
+def _of_field(export, yields, present, keep):
+    """The network's probability of Cu, float32 [y, x, z], of yields [y, x, e] of any field it serves."""
+    ask = asked(export, present)
+    if yields.shape[:2] == export.field or export.config["model"]["name"] not in models.ANY_FIELD:
+        return ask(yields[None])[0]
+    halo = compact.reach(models.build(**export.config["model"]))
+    # Windows begin where coarse pixels do, in all attitudes, if these divide the field.
+    ny, nx = yields.shape[:2]
+    fold = 2 ** (len(export.config["model"]["widths"]) - 1)
+    padded = np.pad(yields, ((0, -ny % fold), (0, -nx % fold), (0, 0)), mode="symmetric")
+    depth = (export.config["model"]["depth"],)
+    found = tiles.tiled(ask, padded, channels=depth, width=WINDOW, halo=halo, keep=keep, about="volume")
+    return found[:ny, :nx]
+
+
+def _check(yields, dose, probability, energies_kev, known, noise_known):
+    """The re-simulation, if the shipped image model knows depth and energies."""
+    model = forward.load()
+    present = places(model, energies_kev)
+    same = np.allclose(np.asarray(model.beam_energies_kev)[present], energies_kev, rtol=1e-3)
+    if not same or forward.depth(model) != probability.shape[-1]:
+        return None
+    reference = None if known is None else known.reference
+    return check.check(
+        model,
+        yields,
+        dose,
+        probability,
+        places=present,
+        reference=reference,
+        noise_known=noise_known,
+    )
+
+
+def check_fits(field: tuple[int, int], beam_energies_kev: Sequence[float], export: Export) -> None:
+    """Raises ValueError, in one line, unless the network was trained on such images."""
+    check_energies(beam_energies_kev, export)
+    if tuple(field) != export.field and export.config["model"]["name"] not in models.ANY_FIELD:
         raise ValueError(
             f"the field of view must be that of the network, {export.field} pixels (y, x) of "
-            f"{VOXEL_NM:g} nm; got {stack.counts.shape[:2]}. Crop or rescale the images, or use compact."
+            f"{VOXEL_NM:g} nm; got {tuple(field)}. Crop or rescale the images, or use compact."
         )
 
 
-def check_energies(beam_energies_kev: Sequence[float], export: checkpoint.Export) -> None:
-    """Raises ValueError, in one line, unless the network was trained on these energies."""
-    if export.config.get("task", "volumes") != "volumes":
-        raise ValueError(
-            f"the network must have learnt volumes; got one that learnt {export.config['task']}. Give the "
-            "export of another run."
-        )
-    trained = export.beam_energies_kev
-    if len(trained) != len(beam_energies_kev) or not np.allclose(trained, beam_energies_kev):
-        raise ValueError(
-            f"beam_energies_kev must be those of the network, {_listed(trained)}; "
-            f"got {_listed(beam_energies_kev)}. Take these images, or train on these energies."
-        )
-
-
-def assumptions(stack: imageio.Stack, export: checkpoint.Export) -> list[str]:
+def assumptions(
+    field: tuple[int, int],
+    electrons_per_pixel: np.ndarray,
+    beam_energies_kev: Sequence[float],
+    export: Export,
+    calibrated: bool,
+) -> list[str]:
     """What a reconstruction takes for granted, as sentences for the one who uses it."""
     lines = [
         f"pixels and voxels of {VOXEL_NM:g} nm, normal incidence, no charging, drift or contamination",
-        "counts are electrons above 50 eV in all backward directions, with no gain and no offset",
+        "images are electrons above 50 eV in all backward directions, with no gain and no offset",
         f"the specimen is like those of {export.dataset}: Cu in Si under vacuum",
-        "the probability is the network's own and has not been calibrated",
     ]
-    if stack.counts.shape[:2] != export.field:
+    if not calibrated:
+        lines.append("the probability is the network's own and has not been calibrated")
+    if tuple(field) != export.field:
         lines.append("beyond the border of the images lies their mirror image")
+    if missing := len(export.beam_energies_kev) - len(beam_energies_kev):
+        lines.append(f"{missing} of the energies of the network are missing; depth is known the less")
     low, high = export.doses
-    if not low <= stack.electrons_per_pixel <= high:
+    if not (low <= electrons_per_pixel.min() and electrons_per_pixel.max() <= high):
         trained = f"{high:g}" if low == high else f"{low:g} to {high:g}"
+        doses = f"{electrons_per_pixel.min():g}"
+        if electrons_per_pixel.min() < electrons_per_pixel.max():
+            doses += f" to {electrons_per_pixel.max():g}"
         lines.append(
-            f"the dose, {stack.electrons_per_pixel} electrons per pixel, is not that of training, "
-            f"{trained}: noise and errors differ"
+            f"the dose, {doses} electrons per pixel, is not that of training, {trained}: noise and errors "
+            "differ"
         )
     return lines
-
-
-def cu_probability(export: checkpoint.Export, counts: np.ndarray, electrons_per_pixel: int) -> np.ndarray:
-    """The network's probability of Cu, float32 [n, y, x, z], of counts [n, y, x, e]; see `asked`."""
-    return asked(export, electrons_per_pixel)(counts)
-
-
-def asked(export: checkpoint.Export, electrons_per_pixel: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A network as a function on all devices, compiled once for each number of rows.
-
-    A network that learnt from specimens in all attitudes is shown the images in each, and the mean is taken.
-
-    Args:
-        export: the network.
-        electrons_per_pixel: dose of the counts.
-
-    Returns:
-        From counts, integers [n, y, x, e], all of them in every process, to the probability of Cu, float32
-        [n, y, x, z].
-    """
-    network = models.build(**export.config["model"])
-    all_attitudes = export.config["data"]["symmetries"]
-
-    def predict(weights, counts):
-        images = export.normalisation(counts, electrons_per_pixel)
-        found = predicted(network, weights, images, all_attitudes=all_attitudes)
-        return lax.all_gather(found, parallel.AXIS, tiled=True)
-
-    mapped, weights = parallel.map_evaluation(predict), parallel.replicate(export.weights)
-    devices = jax.device_count()
-
-    def ask(counts):
-        batch = devices * min(ROWS_PER_DEVICE, -(-len(counts) // devices))
-        parts = []
-        for start in range(0, len(counts), batch):
-            rows = np.arange(start, start + batch)[parallel.local_rows(batch)]
-            rows %= len(counts)  # the last are filled up
-            parts.append(parallel.unreplicate(mapped(weights, parallel.shard(counts[rows]))))
-        return np.concatenate(parts)[: len(counts)].astype(np.float32)
-
-    return ask
-
-
-def predicted(network: Any, weights: dict, images: jax.Array, *, all_attitudes: bool) -> jax.Array:
-    """Probability of Cu [b, y, x, z] of inputs [b, y, x, e], as they are or averaged over all attitudes."""
-
-    def seen(images):
-        return metrics.cu_probability(network.apply(weights, images, train=False))
-
-    return _symmetric_mean(seen, images) if all_attitudes else seen(images)
-
-
-def _symmetric_mean(predict: Callable, images: jax.Array) -> jax.Array:
-    """Volumes [b, y, x, z] that `predict` makes of images [b, y, x, e], averaged over all attitudes."""
-    every = range(len(INVERSE))
-    square = images.shape[1] == images.shape[2]
-    total = 0.0
-    for together in (every,) if square else (every[:4], every[4:]):  # those of one shape in one batch
-        seen = jnp.concatenate([turned_each(images, k) for k in together])
-        for k, found in zip(together, jnp.split(predict(seen), len(together)), strict=True):
-            total = total + turned_each(found, INVERSE[k])
-    return total / len(INVERSE)
-
-
-def _listed(energies) -> str:
-    return ", ".join(f"{energy:g}" for energy in energies)

@@ -1,6 +1,7 @@
 """Pictures of a reconstruction: what was measured, what is true, what was found, and where they differ."""
 
 import itertools
+from collections.abc import Sequence
 
 import matplotlib
 
@@ -13,7 +14,6 @@ from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_rgb
 from matplotlib.patches import Patch
 
 from bsevox_jax.data import COPPER_LABEL
-from bsevox_jax.imageio import Stack
 
 COLUMNS = 8  # images and slices beside the view in three dimensions
 VACUUM, SILICON, COPPER = "#ffffff", "#d5dae1", "#b4602a"
@@ -34,24 +34,30 @@ VISIBLE_FACES = (  # normal, brightness, corners of a voxel, all in y, x, z
 
 def picture(
     path: str,
-    stack: Stack,
+    yields: np.ndarray,
+    beam_energies_kev: Sequence[float],
+    electrons_per_pixel: float,
     probability: np.ndarray,
     voxel_nm: float,
     *,
     title: str,
+    threshold: float = 0.5,
     truth: np.ndarray | None = None,
 ) -> None:
     """Draws a reconstruction: the images, slices at several depths, and the voxels in three dimensions.
 
     Args:
         path: of the PNG file.
-        stack: the images.
+        yields: the images, [y, x, e].
+        beam_energies_kev: [e].
+        electrons_per_pixel: dose of every image, or their mean.
         probability: of Cu, [y, x, z].
         voxel_nm: edge of a voxel.
         title: the heading.
+        threshold: above which a voxel is copper.
         truth: labels [y, x, z], 0 vacuum, 1 Si, 2 Cu; with them true volume and difference are drawn too.
     """
-    found = probability > 0.5
+    found = probability > threshold
     rows = {"reconstruction": (probability, PROBABILITY, (0, 1), found.astype(int), [COPPER])}
     if truth is not None:
         cu = truth == COPPER_LABEL
@@ -62,8 +68,12 @@ def picture(
     figure = plt.figure(figsize=(15, 1 + 1.65 * (1 + len(rows))), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     grid = figure.add_gridspec(1 + len(rows), COLUMNS + 1, width_ratios=[1] * COLUMNS + [1.6])
-    _draw_images(figure, grid, stack, voxel_nm)
-    _write_facts(figure.add_subplot(grid[0, -1]), stack, found, voxel_nm, truth)
+    _draw_images(figure, grid, yields, beam_energies_kev, voxel_nm)
+    facts = [
+        f"{electrons_per_pixel:g} electrons per pixel and energy",
+        f"{len(beam_energies_kev)} images, {beam_energies_kev[0]:g} to {beam_energies_kev[-1]:g} keV",
+    ]
+    _write_facts(figure.add_subplot(grid[0, -1]), facts, found, voxel_nm, truth)
     for row, (name, (volume, colours, (low, high), kinds, body_colours)) in enumerate(rows.items(), start=1):
         for column, k in enumerate(_chosen(volume.shape[2])):
             axes = figure.add_subplot(grid[row, column])
@@ -78,12 +88,11 @@ def picture(
     plt.close(figure)
 
 
-def _draw_images(figure, grid, stack, voxel_nm):
-    yields = stack.counts / stack.electrons_per_pixel
-    for column, e in enumerate(_chosen(len(stack.beam_energies_kev))):
+def _draw_images(figure, grid, yields, beam_energies_kev, voxel_nm):
+    for column, e in enumerate(_chosen(len(beam_energies_kev))):
         axes = figure.add_subplot(grid[0, column])
         _draw_plane(axes, yields[:, :, e], voxel_nm, cmap="gray")
-        axes.set_title(f"{stack.beam_energies_kev[e]:g} keV, yield {yields[:, :, e].mean():.2f}", fontsize=8)
+        axes.set_title(f"{beam_energies_kev[e]:g} keV, yield {yields[:, :, e].mean():.2f}", fontsize=8)
         _label(axes, "BSE images" if column == 0 else None, last_row=False)
 
 
@@ -102,13 +111,8 @@ def _label(axes, name, *, last_row):
         axes.set_xlabel("x (nm)", fontsize=8)
 
 
-def _write_facts(axes, stack, found, voxel_nm, truth):
-    energies = stack.beam_energies_kev
-    lines = [
-        f"{stack.electrons_per_pixel} electrons per pixel and energy",
-        f"{len(energies)} images, {energies[0]:g} to {energies[-1]:g} keV",
-        f"Cu found: {found.sum() * voxel_nm**3:,.0f} nm\N{SUPERSCRIPT THREE}",
-    ]
+def _write_facts(axes, facts, found, voxel_nm, truth):
+    lines = [*facts, f"Cu found: {found.sum() * voxel_nm**3:,.0f} nm\N{SUPERSCRIPT THREE}"]
     if truth is not None:
         cu = truth == COPPER_LABEL
         iou = (cu & found).sum() / max((cu | found).sum(), 1)

@@ -1,4 +1,4 @@
-"""Compact, taught what instruments do: a probe of some width, images that drift, gain, noise, missing energies."""
+"""Compact, taught what instruments do: the width of the probe, drift, gain, noise, and energies that lack."""
 
 from ml_collections import ConfigDict
 

@@ -7,7 +7,7 @@ import small_export
 
 from bsevox_jax import checkpoint, data, sim
 from bsevox_jax.evaluate import evaluate, iou_by_family, iou_cu
-from bsevox_jax.reconstruct import cu_probability
+from bsevox_jax.inference import cu_probability
 from bsevox_jax.sim import shapes
 from configs import moderate
 

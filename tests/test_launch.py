@@ -186,7 +186,7 @@ def training(folder, *more):
         ),
         ("--config=configs/absent.py", "the configuration must exist; got configs/absent.py"),
         ("--confg=x", "Unknown command line flag 'confg'"),
-        ("--mode=fly", "value should be one of <train|evaluate|reconstruct|simulate|plan>"),
+        ("--mode=fly", "value should be one of <train|evaluate|reconstruct|simulate|plan|calibrate>"),
         ("stray", "flags only, as in --mode=evaluate; got stray"),
         ("--process=3", "got '', 0 and 3. Give all three."),
         ("--mode=reconstruct", "--mode=reconstruct needs --input"),
@@ -215,7 +215,7 @@ def reconstructing(small, stack, **more):
     "change, message",
     [
         (lambda c: c[0], "counts must be [y, x, e]; got shape (20, 20)"),
-        (lambda c: c.astype(complex), "counts must be whole numbers; got dtype complex128"),
+        (lambda c: c.astype(complex), "counts must be numbers; got dtype complex128"),
         (lambda c: c.astype(int) - 1, "counts must not be negative; got -1"),
         (lambda c: c + 0.5, "counts must be whole numbers; got"),
         (lambda c: np.where(c == 1, np.nan, c), "counts must be finite; got"),

@@ -1,68 +1,27 @@
-import json
-import os
-
 import jax
 import numpy as np
 import pytest
-import scipy.ndimage
 import small_export
-import tifffile
 
-from bsevox_jax import checkpoint, data, imageio, models, sim
-from bsevox_jax.models.equivariant import INVERSE, turned
-from bsevox_jax.reconstruct import cu_probability, reconstruct
+from bsevox_jax import calibration, check, checkpoint, reconstruct, sim
+from bsevox_jax.inference import asked, cu_probability
+from bsevox_jax.models.equivariant import turned
+from bsevox_jax.reconstruct import reconstruct as reconstructed
+
+ENERGIES_KEV = sim.PAPER_ENERGIES_KEV
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With the data set small.npz, the network run/export, and the first test images as a stack."""
+    """With the network run/export."""
     folder = tmp_path_factory.mktemp("reconstruct")
-    _, splits = small_export.write(folder)
-    test = splits["test"]
-    stack = imageio.Stack(test.counts[0].astype(np.int32), test.beam_energies_kev, test.electrons_per_pixel)
-    with imageio.whole_files(folder) as unfinished:
-        imageio.write_stack(unfinished, stack)
-    np.save(folder / "stack.npy", stack.counts)
+    small_export.write(folder)
     return folder
 
 
-GIVEN = {"beam_energies_kev": sim.PAPER_ENERGIES_KEV, "electrons_per_pixel": small_export.DOSE}
-
-
-@pytest.mark.parametrize("name, given", [("stack.npz", {}), ("stack.tif", {}), ("stack.npy", GIVEN)])
-def test_every_format_gives_the_network_applied_to_the_yields_in_all_attitudes(folder, tmp_path, name, given):
-    export = checkpoint.load_export(str(folder / "run" / "export"))
-    counts = np.load(folder / "stack.npy")
-    network = models.build(**export.config["model"])
-    yields = counts[None] / small_export.DOSE
-    inputs = (yields - export.normalisation.mean) / export.normalisation.std
-    expected = np.zeros((20, 20, 20))
-    for k in range(data.SYMMETRIES):  # the demo's network learns from all attitudes, and is asked in all
-        seen = data.transform(inputs.astype(np.float32)[0], k)[None]
-        logits = np.asarray(network.apply(export.weights, seen, train=False))[0]
-        cu = 1 / (1 + np.exp(logits[..., 0] - logits[..., 1]))
-        expected += np.asarray(data.transform(cu, INVERSE[k])) / data.SYMMETRIES
-
-    given = given | {"formats": ["vti"]}
-    reconstruct(str(folder / name), str(folder / "run" / "export"), str(tmp_path / "out"), **given)
-    written = ["bodies.csv", "bodies.json", "picture.png", "volume.npz", "volume.tif", "volume.vti"]
-    assert sorted(os.listdir(tmp_path / "out")) == written
-    with np.load(tmp_path / "out" / "volume.npz") as volume:
-        np.testing.assert_allclose(volume["probability"], expected, atol=1e-5)
-        assert volume["probability"].dtype == np.float32
-        np.testing.assert_array_equal(volume["is_cu"], volume["probability"] > 0.5)
-        np.testing.assert_array_equal(volume["beam_energies_kev"], sim.PAPER_ENERGIES_KEV)
-        assert volume["electrons_per_pixel"] == small_export.DOSE
-        assert volume["checkpoint_sha256"] == export.sha256
-        assert not any("dose" in line for line in volume["assumptions"])
-        zyx = np.transpose(volume["probability"], (2, 0, 1))
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out" / "volume.tif"), zyx)
-    bodies = json.loads((tmp_path / "out" / "bodies.json").read_text())
-    assert bodies["about"]["checkpoint_sha256"] == export.sha256
-    _, number = scipy.ndimage.label(expected > 0.5)
-    assert (
-        len(bodies["bodies"]) == number == len((tmp_path / "out" / "bodies.csv").read_text().splitlines()) - 1
-    )
+@pytest.fixture(scope="module")
+def network(folder):
+    return str(folder / "run" / "export")
 
 
 def test_volumes_do_not_depend_on_what_else_is_in_the_batch(folder):
@@ -87,41 +46,95 @@ def test_turned_images_give_the_turned_volume(folder, field, symmetry):
     assert np.abs(of_turned - volume if of_turned.shape == volume.shape else 1).max() > 1e-3
 
 
-def test_other_dose_is_told_as_an_assumption(folder, tmp_path):
-    given = GIVEN | {"electrons_per_pixel": 12}
-    reconstruct(str(folder / "stack.npy"), str(folder / "run" / "export"), str(tmp_path), **given)
-    with np.load(tmp_path / "volume.npz") as volume:
-        assert any("12 electrons per pixel, is not that of training, 6" in a for a in volume["assumptions"])
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Without the images that are expected: compiling them takes most of the time."""
+    monkeypatch.setattr(reconstruct, "_check", lambda *arguments: None)
 
 
-def test_field_of_another_size_is_served_by_compact_alone(folder, tmp_path, monkeypatch):
-    counts = np.load(folder / "stack.npy")
-    np.save(tmp_path / "a.npy", counts[:12])
-    paths = str(tmp_path / "a.npy"), str(folder / "run" / "export"), str(tmp_path / "out")
-    assert reconstruct(*paths, **GIVEN).shape == (12, 20, 20)
-    with np.load(tmp_path / "out" / "volume.npz") as volume:
-        assert any("lies their mirror image" in line for line in volume["assumptions"])
-    monkeypatch.setattr(models, "ANY_FIELD", ())
-    message = r"field of view must be .*\(20, 20\).*; got \(12, 20\).*or use compact"
-    with pytest.raises(ValueError, match=message) as error:
-        reconstruct(*paths, **GIVEN)
-    assert "\n" not in str(error.value)
+def field(ny, nx, seed=0):
+    """Counts of a field of any size, [y, x, e]."""
+    tile = small_export.examples(1, seed).counts[0].astype(np.int64)
+    rows, columns = -(-ny // 20), -(-nx // 20)
+    return np.tile(tile, (rows, columns, 1))[:ny, :nx]
+
+
+def test_a_field_in_windows_is_the_field_at_once(network, unchecked, monkeypatch):
+    counts = field(75, 42)
+    export = checkpoint.load_export(network)
+    padded = np.pad(counts, ((0, 1), (0, 0), (0, 0)), mode="symmetric")  # even, as the network folds pixels
+    whole = asked(export)(padded[None] / small_export.DOSE)[0][:75]
+    monkeypatch.setattr(reconstruct, "WINDOW", 40)
+    found = reconstructed(counts, ENERGIES_KEV, electrons_per_pixel=small_export.DOSE, checkpoint=network)
+    np.testing.assert_allclose(found.probability, whole, atol=2e-5)
+
+
+def test_translated_images_give_the_translated_volume(network, unchecked):
+    counts, margin = field(72, 40, seed=1), 16
+    settings = dict(electrons_per_pixel=small_export.DOSE, checkpoint=network)
+    found = reconstructed(counts, ENERGIES_KEV, **settings).probability
+    moved = reconstructed(np.roll(counts, 4, axis=0), ENERGIES_KEV, **settings).probability
+    inside = slice(margin + 4, 72 - margin)
+    np.testing.assert_allclose(np.roll(found, 4, axis=0)[inside], moved[inside], atol=2e-5)
+
+
+def test_counts_and_yields_give_the_same(network):
+    counts = field(20, 20)
+    settings = dict(electrons_per_pixel=small_export.DOSE, checkpoint=network)
+    of_counts = reconstructed(counts, ENERGIES_KEV, **settings)
+    of_yields = reconstructed(counts / small_export.DOSE, ENERGIES_KEV, **settings)
+    np.testing.assert_array_equal(of_counts.probability, of_yields.probability)
+    np.testing.assert_array_equal(of_counts.labels == 2, of_counts.probability > of_counts.threshold)
+    assert of_counts.chi2 == of_yields.chi2 > 0 and of_counts.in_range is None
+    assert any("not been calibrated" in line for line in of_counts.assumptions)
+
+
+def test_a_calibrated_network_gives_calibrated_probabilities_and_a_verdict(network, monkeypatch):
+    export = checkpoint.load_export(network)
+    reference = check.Reference(np.random.default_rng(0).normal(0, 0.01, (50, 41)), np.full(50, 1.0))
+    known = calibration.Calibration((2.0, 2.0, 0.0), 0.3, reference, {"sha256": export.sha256})
+    counts = field(20, 20)
+    settings = dict(electrons_per_pixel=small_export.DOSE, checkpoint=network)
+    own = reconstructed(counts, ENERGIES_KEV, **settings).probability
+    monkeypatch.setattr(calibration, "load", lambda folder, export: known)
+    found = reconstructed(counts, ENERGIES_KEV, **settings)
+    np.testing.assert_allclose(found.probability, own**2 / (own**2 + (1 - own) ** 2), atol=1e-5)
+    assert found.threshold == 0.3 and found.in_range is False and found.check.explains is False
+    assert not any("calibrated" in line for line in found.assumptions)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (
-            lambda c, e: (c, e[:-1] + (11.0,)),
-            r"must be those of the network, 0.5, 1, .*; got 0.5, 1, .*, 11\.",
-        ),
-        (lambda c, e: (c[..., 1:], e[1:]), "must be those of the network, 0.5, 1, .*; got 1, 1.5"),
+        (dict(electrons_per_pixel=0), "electrons_per_pixel must be .*; got"),
+        (dict(electrons_per_pixel=[6] * 19), "one or one per image; got .* for 20 images"),
+        (dict(stack=np.full((20, 20, 20), np.nan)), "yields must be finite"),
+        (dict(stack=np.full((20, 20, 20), 7.0)), "yields must be 0 to 1 on average; got a mean of 7"),
+        (dict(stack=np.zeros((20, 20, 19))), "got 19 images and 20 energies"),
     ],
 )
-def test_stack_that_does_not_fit_the_network_is_refused(folder, tmp_path, change, message):
-    counts, energies = change(np.load(folder / "stack.npy"), sim.PAPER_ENERGIES_KEV)
-    np.save(tmp_path / "a.npy", counts)
-    given = GIVEN | {"beam_energies_kev": energies}
+def test_impossible_images_are_refused_in_one_line(network, unchecked, change, message):
+    arguments = dict(stack=field(20, 20), electrons_per_pixel=6) | change
     with pytest.raises(ValueError, match=message) as error:
-        reconstruct(str(tmp_path / "a.npy"), str(folder / "run" / "export"), str(tmp_path / "out"), **given)
-    assert "\n" not in str(error.value) and os.listdir(tmp_path) == ["a.npy"]
+        reconstructed(arguments.pop("stack"), ENERGIES_KEV, **arguments, checkpoint=network)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_energies_are_served_if_learnt_and_refused_otherwise(network, unchecked, monkeypatch):
+    counts, some = field(20, 20), [0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18]
+    energies_kev = [ENERGIES_KEV[k] for k in some]
+    settings = dict(electrons_per_pixel=small_export.DOSE, checkpoint=network)
+    with pytest.raises(ValueError, match="beam_energies_kev must be those of the network"):
+        reconstructed(counts[..., some], energies_kev, **settings)
+    export = checkpoint.load_export(network)
+    export.config["data"].update(source="forward")
+    export.config["data"]["forward"]["missing"] = 0.5
+    monkeypatch.setattr(reconstruct, "load_export", lambda folder: export)
+    found = reconstructed(counts[..., some], energies_kev, **settings)
+    mean = np.array(counts / small_export.DOSE)
+    mean[..., np.setdiff1d(range(20), some)] = export.normalisation.mean[np.setdiff1d(range(20), some)]
+    whole = asked(export)(mean[None])[0]  # what is missing is at the mean, which is 0 to the network
+    np.testing.assert_allclose(found.probability, whole, atol=1e-5)
+    assert any("8 of the energies of the network are missing" in line for line in found.assumptions)
+    with pytest.raises(ValueError, match="10 of them at least; got 0.5, 1, 1.5"):
+        reconstructed(counts[..., :3], ENERGIES_KEV[:3], **settings)

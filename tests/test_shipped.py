@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 import tfds_bse
 from bsevox_jax import checkpoint, data, sim
 from bsevox_jax.evaluate import iou_cu
-from bsevox_jax.reconstruct import cu_probability
+from bsevox_jax.inference import cu_probability
 from tfds_bse import cache, sets, shipped
 
 ROOT = Path(__file__).parent.parent

@@ -66,6 +66,13 @@ class ColumnUNet(nn.Module):
         return nn.Dense(features, dtype=self.dtype, name=name)(x)
 
 
+def reach(network: ColumnUNet) -> int:
+    """How far away, in pixels, an image can change a voxel; the coarsest pixel divides it."""
+    *finer, coarsest = network.blocks
+    convolutions = 1 + sum(4 * n * 2**k for k, n in enumerate(finer)) + 2 * coarsest * 2 ** len(finer)
+    return -(-convolutions // 2 ** len(finer)) * 2 ** len(finer) + 2 ** len(finer)
+
+
 def conv(x, features: int, dtype: str, name: str):
     """A 3x3 convolution; the border pixel is repeated, as by reflecting walls."""
     return nn.Conv(features, (3, 3), padding="VALID", dtype=dtype, name=name)(pad_space(x, 1, "symmetric"))

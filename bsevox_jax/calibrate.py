@@ -1,0 +1,103 @@
+"""Measures what a network's probabilities are worth and which images it knows; see `calibration`."""
+
+import json
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from bsevox_jax import check, checkpoint, data, forward, metrics, parallel, stream
+from bsevox_jax.calibration import Calibration, bent, fit_curve, reliability, save
+from bsevox_jax.examples import Examples
+from bsevox_jax.inference import check_energies, cu_probability
+
+DRAWN, FIRST_DRAWN = 192, 2_000_000_000  # specimens imaged as in training, of which it reaches none
+THRESHOLDS = np.arange(0.2, 0.81, 0.05)
+
+
+def calibrate(config: ConfigDict, workdir: str | None = None) -> Calibration:
+    """Measures a network on its validation data and writes `calibration.npz` beside its weights.
+
+    Curve and threshold come from the validation specimens; the reference of the images from these and, where
+    the network learnt from the image model, from specimens imaged as in its training.
+
+    Args:
+        config: as for training.
+        workdir: folder of the run; None: the shipped network of the name of the configuration's model.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as of `evaluate.evaluate`.
+    """
+    folder, _ = checkpoint.of_run(workdir, config.model.name)
+    export = checkpoint.load_export(folder)
+    held_out = config.data.held_out or config.data.config
+    examples = data.load(config.data.data_dir, held_out, needs=("validation",))["validation"]
+    check_energies(examples.beam_energies_kev, export)
+    probability = cu_probability(export, examples.counts, examples.electrons_per_pixel)
+    is_cu = data.copper(examples.labels)
+    curve = fit_curve(probability, is_cu)
+    calibrated = bent(probability, curve)
+    threshold = _best_threshold(calibrated, is_cu)
+    yields, doses = (
+        examples.counts / examples.electrons_per_pixel,
+        [examples.electrons_per_pixel] * len(examples),
+    )
+    images = [*zip(yields, doses, calibrated, strict=True)]
+    if config.data.source == "forward":
+        drawn, doses = _drawn(config, export)
+        images += [*zip(drawn, doses, bent(cu_probability(export, drawn, 1), curve), strict=True)]
+    reference = _reference(images)
+    before, after = (reliability(p, is_cu)["expected_calibration_error"] for p in (probability, calibrated))
+    about = {
+        "sha256": export.sha256,
+        "dataset": examples.name,
+        "specimens": len(examples),
+        "electrons_per_pixel": examples.electrons_per_pixel,
+        "expected_calibration_error_before": before,
+        "expected_calibration_error": after,
+        "squares": len(reference.chi2),
+    }
+    found = Calibration(curve, threshold, reference, about)
+    if parallel.is_main_process():
+        save(folder, found)
+        print(f"calibration.npz is in {folder}: {json.dumps(about)}, curve {curve}, threshold {threshold:g}")
+    return found
+
+
+def _best_threshold(probability, is_cu):
+    def mean_iou(threshold):
+        sums = jax.device_get(metrics.sample_sums(probability, is_cu, threshold))
+        return metrics.summarise(sums)["iou_cu_mean"]
+
+    return float(max(THRESHOLDS, key=mean_iou))
+
+
+def _drawn(config, export):
+    """Yields [n, y, x, e] and doses [n] of specimens that are drawn and imaged as in training."""
+    like = Examples(
+        np.zeros((1, *export.field, len(export.beam_energies_kev)), np.uint16),
+        np.ones((1, *export.field, config.model.depth), np.uint8),
+        export.electrons_per_pixel,
+        export.beam_energies_kev,
+        export.dataset,
+    )
+    settings = {**config.data.forward.to_dict(), "missing": 0.0}
+    source = stream.start(like, export.normalisation, seed=config.seed, symmetries=True, **settings)
+    numbers = FIRST_DRAWN + np.arange(DRAWN)
+    labels = np.asarray(jax.vmap(source.specimen)(numbers))
+    expected = forward.expect_all(source.model, labels)
+    fields = {"yields": expected.yields, "excess": expected.excess, "labels": labels}
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), numbers)
+    yields, doses = jax.jit(jax.vmap(source.microscope.recorded))(keys, fields)
+    return np.asarray(yields), np.asarray(doses)
+
+
+def _reference(images):
+    """Of triples of yields, dose and probability."""
+    model, found, chi2 = forward.load(), [], []
+    for yields, dose, probability in tqdm(images, "re-simulating", delay=2, leave=False):
+        judged = check.check(model, yields, dose, probability)
+        found.append(judged.features)
+        chi2.append(judged.chi2)
+    return check.Reference(np.concatenate(found), np.array(chi2))

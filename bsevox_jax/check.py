@@ -1,0 +1,289 @@
+"""Does a reconstruction explain its images, and are they such as the network knows?
+
+The images that are expected of the reconstruction, by the image model, are laid beside the measured ones. In
+every square of about 20 nm the standardised residuals give, per energy, their mean and the logarithm of their
+mean square, and over all energies the greatest correlation of the residuals of two images. How these scatter
+where all is as it should be is known from specimens that the network did not learn from (`Reference`); what
+lies farther out than nearly all of those is flagged. So gain errors, another dose, mixed up energies and
+axes show, and so does a specimen that the network cannot make out.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.ndimage import gaussian_filter
+
+from bsevox_jax import forward, tiles
+from bsevox_jax.observe import SIGMAS_PER_FWHM
+
+FEWEST = 40  # pixels with matter in a square that is judged
+SQUARE = 20  # pixels, the field of the specimens that the network learnt from
+WINDOW = 96  # pixels, of which the image model makes images at once
+EMPTY = 0.15  # of the signal of silicon, all energies together: less comes from no film
+CLIMBS, CLIMB = 25, 0.4  # steps to the share of silicon in a column, and their size
+PROBES_NM = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
+PERFECT = 1.1  # chi^2 that the errors of the image model alone can make (docs/forward.md)
+ACCEPTED = 0.97  # of the reference are within the range
+CLEARLY = 0.02  # share by which a probe must lessen the misfit, to be believed
+SEARCHED = 256  # pixels along y and x in the middle of the field, where the width of the probe is looked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Specimens where all is as it should be, one square each.
+
+    Attributes:
+        features: [n, 2 e + 1], see `features`.
+        chi2: [n], mean square residual.
+    """
+
+    features: np.ndarray
+    chi2: np.ndarray
+
+    def of(self, places: list[int]) -> "Reference":
+        """The same without the energies that are not at these places."""
+        energies = self.features.shape[1] // 2
+        columns = [*places, *(energies + np.asarray(places)), 2 * energies]
+        return Reference(self.features[:, columns], self.chi2)
+
+    @property
+    def explained(self) -> float:
+        """The chi^2 that nearly all do not exceed, and that a perfect volume never does."""
+        return max(float(np.quantile(self.chi2, ACCEPTED)), PERFECT)
+
+    def outside(self, found: np.ndarray) -> np.ndarray:
+        """Whether features [m, 2 e + 1] lie farther out than nearly all of these, bool [m]."""
+        ours, theirs = self._extremes(self.features), self._extremes(found)
+        limits = np.quantile(ours, 1 - (1 - ACCEPTED) / ours.shape[1], axis=0)
+        return (theirs > limits).any(axis=1)
+
+    def _extremes(self, found):
+        """Greatest deviation of a mean and of a mean square in standard deviations, and the correlation."""
+        energies = found.shape[1] // 2
+        low, middle, high = np.quantile(self.features[:, :-1], (0.16, 0.5, 0.84), axis=0)
+        away = np.abs(found[:, :-1] - middle) / ((high - low) / 2)
+        means, powers = away[:, :energies], away[:, energies:]
+        return np.stack([means.max(1), powers.max(1), (means**2).sum(1), found[:, -1]], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """The images beside those that are expected of a reconstruction.
+
+    Attributes:
+        expected: yields, float32 [y, x, e], under a probe of `probe_fwhm_nm`.
+        probe_fwhm_nm: the width of a Gaussian probe that fits best.
+        noise: [e], variance found over that of the dose; 1 where the dose tells it.
+        chi2_map: float32 [y, x], mean square of the standardised residuals over energies.
+        chi2_by_energy: [e], mean over the pixels.
+        chi2: mean of all; 1 where the reconstruction explains the images.
+        features: [squares, 2 e + 1], see `features`.
+        flagged: bool [y, x], squares outside the range of the reference; none without a reference.
+        explains: whether chi2 is in the range of the reference; None without one.
+        in_range: whether no more squares are flagged than of the reference; None without one.
+    """
+
+    expected: np.ndarray
+    probe_fwhm_nm: float
+    noise: np.ndarray
+    chi2_map: np.ndarray
+    chi2_by_energy: np.ndarray
+    chi2: float
+    features: np.ndarray
+    flagged: np.ndarray
+    explains: bool | None
+    in_range: bool | None
+
+    @property
+    def sentences(self) -> list[str]:
+        """What a reader must know, in words."""
+        lines = [f"chi^2 per degree of freedom of the re-simulated images: {self.chi2:.2f}"]
+        if self.probe_fwhm_nm:
+            lines.append(f"the images look like those of a probe of {self.probe_fwhm_nm:g} nm")
+        if self.explains is None:
+            lines.append("the network has no reference: whether its range holds these images is not known")
+        elif not self.explains:
+            lines.append("the reconstruction does NOT explain its images: do not trust it")
+        if self.in_range is False:
+            share = self.flagged.mean()
+            lines.append(
+                f"{share:.0%} of the field is OUTSIDE of what the network knows: check energies, axes, dose, "
+                "gain and offset, and whether it is Cu in Si"
+            )
+        return lines
+
+
+def check(
+    model: forward.ImageModel,
+    yields: np.ndarray,
+    electrons_per_pixel: float | np.ndarray,
+    probability: np.ndarray,
+    *,
+    places: list[int] | None = None,
+    reference: Reference | None = None,
+    noise_known: bool = True,
+) -> Check:
+    """Lays the images that are expected of a reconstruction beside the measured ones.
+
+    Args:
+        model: the image model.
+        yields: measured, [y, x, e].
+        electrons_per_pixel: dose, one for all or [e].
+        probability: of Cu, [y, x, z].
+        places: of the energies among those of the model; None: all.
+        reference: of the network.
+        noise_known: whether the dose tells the noise; if not, as after interpolation or behind a detector
+            that does not count, the noise of each image is the median over the squares.
+    """
+    places = list(range(len(model.beam_energies_kev))) if places is None else places
+    dose = np.broadcast_to(np.asarray(electrons_per_pixel, np.float32), yields.shape[-1:])
+    sharp = expected_images(model, probability, yields, dose, places)
+    fwhm_nm, (expected, excess, errors) = _best_probe(sharp, yields, dose)
+    seen = expected.sum(-1) > EMPTY * silicon_yields(model)[places].sum()
+    residuals = standardised(yields, expected, excess, errors, dose) * seen[..., None]
+    squares = _squares(seen)
+    noise = np.ones(len(places), np.float32)
+    if squares and not noise_known:
+        noise = np.median([np.square(residuals[square][seen[square]]).mean(0) for square in squares], axis=0)
+        residuals /= np.sqrt(np.maximum(noise, 1e-6))
+    square_map = np.square(residuals).mean(-1)
+    by_energy = np.square(residuals).sum((0, 1)) / max(seen.sum(), 1)
+    chi2 = float(by_energy.mean())
+    found = np.array([features(residuals[square][seen[square]]) for square in squares])
+    flagged, explains, in_range = np.zeros(seen.shape, bool), None, None
+    if reference is not None:
+        explains = chi2 <= reference.explained
+        in_range = _flag(flagged, squares, found, reference.of(places))
+    return Check(
+        expected=expected,
+        probe_fwhm_nm=fwhm_nm,
+        noise=noise,
+        chi2_map=square_map,
+        chi2_by_energy=by_energy,
+        chi2=chi2,
+        features=found,
+        flagged=flagged,
+        explains=explains,
+        in_range=in_range,
+    )
+
+
+def silicon_yields(model: forward.ImageModel) -> np.ndarray:
+    """Yields [e] of a film of silicon as thick as the model is deep."""
+    film = np.ones((1, 3, 3, forward.depth(model)), np.uint8)
+    return np.asarray(forward.expect_all(model, film).yields)[0, 1, 1]
+
+
+def expected_images(model, probability, yields, dose, places) -> np.ndarray:
+    """Yields, excess and errors, float32 [3, y, x, e], expected of a reconstruction.
+
+    What is not copper is silicon. Where pixels give next to nothing there is vacuum, and the share of
+    silicon in every column is then fitted to the images as well.
+    """
+    film = silicon_yields(model)[places]
+    signal = np.maximum(yields.sum(-1, keepdims=True), 0) / film.sum()
+    some_vacuum = bool((signal < EMPTY).any())
+    images = functools.partial(_images, model, tuple(places), some_vacuum, dose)
+    depth = probability.shape[-1]
+
+    def of_windows(batch):
+        found = images(*np.split(batch, [depth, depth + 1], axis=-1))
+        return np.concatenate([np.asarray(field) for field in found], axis=-1)
+
+    together = np.concatenate([probability, signal, yields], axis=-1).astype(np.float32)
+    halo = forward.reach(model.network)
+    size, channels = WINDOW + 2 * halo, (3 * len(places),)
+    found = tiles.tiled(
+        of_windows, together, channels=channels, width=size, halo=halo, about="expected images"
+    )
+    return np.moveaxis(found.reshape(*found.shape[:2], 3, len(places)), 2, 0)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _images(model, places, some_vacuum, dose, probability, signal, yields):
+    places = jnp.asarray(places)
+
+    def expect(logit):
+        silicon = (1 - probability) * jax.nn.sigmoid(logit) if some_vacuum else 1 - probability
+        found = forward.expect(model, jnp.stack([silicon, probability], axis=-1))
+        return forward.Expected(*(field[..., places] for field in found))
+
+    def misfit(logit):
+        found = expect(logit)
+        variance = jax.lax.stop_gradient(jnp.maximum(found.variance(dose), 1))
+        return jnp.mean(dose**2 * (yields - found.yields) ** 2 / variance) * logit.size
+
+    share = jnp.clip(signal, 0.02, 0.98)
+    logit = jnp.log(share) - jnp.log1p(-share)
+    if some_vacuum:
+        optimiser = optax.adam(CLIMB)
+
+        def climb(_, state):
+            logit, memory = state
+            updates, memory = optimiser.update(jax.grad(misfit)(logit), memory)
+            return optax.apply_updates(logit, updates), memory
+
+        logit, _ = jax.lax.fori_loop(0, CLIMBS, climb, (logit, optimiser.init(logit)))
+    return tuple(expect(logit))
+
+
+def standardised(yields, expected, excess, errors, dose) -> np.ndarray:
+    """Residuals [y, x, e] over their standard deviation: of counting and of the image model."""
+    p = np.clip(expected, 0, 1)
+    variance = np.maximum(dose * p * (1 - p) * (1 + excess), 1e-2) + (dose * errors) ** 2
+    return dose * (yields - expected) / np.sqrt(variance)
+
+
+def _best_probe(sharp, yields, dose):
+    """The width of the probe, nm, that leaves the least misfit, and the images under it."""
+
+    def blurred(images, fwhm_nm):
+        sigma = fwhm_nm * SIGMAS_PER_FWHM
+        return gaussian_filter(images, (0, sigma, sigma, 0), mode="reflect") if sigma else images
+
+    def misfit(fwhm_nm):
+        images = blurred(sharp[:, *middle], fwhm_nm)
+        return np.mean(standardised(yields[middle], *images, dose) ** 2)
+
+    middle = tuple(slice(max(0, (n - SEARCHED) // 2), (n + SEARCHED) // 2) for n in yields.shape[:2])
+    misfits = {fwhm_nm: misfit(fwhm_nm) for fwhm_nm in PROBES_NM}
+    best = min(PROBES_NM, key=misfits.get)
+    best = best if misfits[best] < (1 - CLEARLY) * misfits[0.0] else 0.0
+    return best, blurred(sharp, best)
+
+
+def features(residuals: np.ndarray) -> np.ndarray:
+    """Features [2 e + 1] of the residuals [pixel, e] of a square; see the module."""
+    mean = residuals.mean(0)
+    power = np.log(np.maximum((residuals**2).mean(0), 1e-6))
+    with np.errstate(invalid="ignore"):  # an image that does not vary
+        together = np.corrcoef(residuals, rowvar=False) - np.eye(residuals.shape[1])
+    return np.concatenate([mean, power, [np.nan_to_num(together, nan=1.0).max()]])
+
+
+def _squares(seen):
+    """Pairs of slices that cut the field into squares of about `SQUARE` pixels, where there is matter."""
+
+    def pieces(size):
+        edges = np.linspace(0, size, max(1, round(size / SQUARE)) + 1).round().astype(int)
+        return [slice(*ends) for ends in itertools.pairwise(edges)]
+
+    squares = itertools.product(*(pieces(size) for size in seen.shape))
+    return [square for square in squares if seen[square].sum() >= FEWEST]
+
+
+def _flag(flagged, squares, found, reference):
+    """Flags the squares that lie outside of the reference; returns whether they are few enough."""
+    if not squares:  # vacuum all over
+        return True
+    outside = reference.outside(found)
+    for square in itertools.compress(squares, outside):
+        flagged[square] = True
+    rejected = 1 - ACCEPTED
+    limit = rejected + 3 * np.sqrt(rejected * (1 - rejected) / len(squares))
+    return bool(outside.mean() <= limit)

@@ -1,0 +1,287 @@
+"""From files to files: a stack of counts, or what a microscope wrote, to a volume and what it is worth.
+
+A stack of counts (`imageio.read_stack`) is taken as it is. Images of an instrument (`instrument_files`) are
+laid over each other, brought to pixels of 1 nm, and turned from grey values into yields by two areas that the
+caller knows: bare silicon, and copper from the surface down.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+import bsevox_jax
+from bsevox_jax import (
+    checkpoint,
+    forward,
+    imageio,
+    instrument_files,
+    measure,
+    parallel,
+    registration,
+    report,
+    volume_page,
+    volumes,
+)
+from bsevox_jax.reconstruct import VOXEL_NM, Reconstruction, default_network, reconstruct
+
+RECORDINGS = (".h5", ".hdf5", ".hspy", ".mrc")  # which only instruments write; TIFF may be either
+WRITTEN = "volume.npz, volume.tif, picture.png, report.html, summary.json, bodies.csv and bodies.json"
+Area = tuple[slice, slice]
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """What is reconstructed.
+
+    Attributes:
+        stack: counts, integers, or yields, [y, x, e].
+        beam_energies_kev: [e].
+        electrons_per_pixel: one for all or one each.
+        noise_known: see `check.check`.
+        offset_nm: (y, x) of their corner from that of the images as they were recorded.
+        registration: what was done to lay the images over each other, line by line.
+        assumptions: of the reading.
+    """
+
+    stack: np.ndarray
+    beam_energies_kev: tuple[float, ...]
+    electrons_per_pixel: float | tuple[float, ...]
+    noise_known: bool = True
+    offset_nm: tuple[float, float] = (0.0, 0.0)
+    registration: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+
+def reconstruct_files(
+    path: str,
+    checkpoint_path: str | None,
+    output_dir: str,
+    *,
+    silicon: Area | None = None,
+    copper: Area | None = None,
+    formats: Sequence[str] = (),
+    **given,
+) -> Reconstruction:
+    """Reconstructs what a path holds and writes `WRITTEN` and the formats asked for.
+
+    A run that was stopped goes on from the windows of the field that it had finished.
+
+    Args:
+        path: a stack, see `imageio.read_stack`, or a recording, see `instrument_files.read`.
+        checkpoint_path: folder of an exported network; None: a shipped one.
+        output_dir: folder of the results.
+        silicon, copper: areas of a recording, rows and columns in pixels of its images: silicon alone, and
+            copper from the surface down, each as deep as the network's volume.
+        formats: of more files of the volume, see `volumes`.
+        given: `beam_energies_kev`, `electrons_per_pixel`, and of recordings `pixel_nm` and `rows`, where the
+            files do not tell.
+
+    Raises:
+        FileNotFoundError, OSError: images or network missing or damaged, or the disk is full.
+        ValueError: the images are not such as the network was trained on; one line.
+    """
+    volumes.check(formats)
+    images = read(path, silicon=silicon, copper=copper, **given)
+    folder = checkpoint_path or (
+        checkpoint.shipped("instrument") if images.registration else default_network(images.beam_energies_kev)
+    )
+    with imageio.unfinished(output_dir, _key(images, folder)) as keep:
+        found = reconstruct(
+            images.stack,
+            images.beam_energies_kev,
+            electrons_per_pixel=images.electrons_per_pixel,
+            checkpoint=folder,
+            noise_known=images.noise_known,
+            keep=keep,
+        )
+        told = images.assumptions + found.assumptions
+        found = dataclasses.replace(found, assumptions=told, offset_nm=images.offset_nm)
+        if parallel.is_main_process():
+            write(output_dir, os.path.basename(os.path.normpath(path)), found, images.registration, formats)
+    return found
+
+
+def read(path: str, *, silicon: Area | None = None, copper: Area | None = None, **given) -> Images:
+    """The images of a stack or a recording; arguments as of `reconstruct_files`."""
+    is_recording = os.path.isdir(path) or os.path.splitext(path)[1].lower() in RECORDINGS
+    if not is_recording and silicon is None and copper is None:
+        if more := [name for name in ("pixel_nm", "rows") if name in given]:
+            raise ValueError(
+                f"--{more[0]} is for the images of an instrument; got a stack of counts, {path}. Leave it "
+                "out, or give --silicon and --copper."
+            )
+        stack = imageio.read_stack(path, **given)
+        return Images(stack.counts, stack.beam_energies_kev, stack.electrons_per_pixel)
+    recording = instrument_files.read(path, **given)
+    if silicon is None or copper is None:
+        raise ValueError(
+            "grey values of an instrument need two areas of known yield; got "
+            f"{'no' if silicon is None else 'only'} --silicon in {path}. Give --silicon=y0:y1,x0:x1 of bare "
+            "silicon and --copper=y0:y1,x0:x1 of copper from the surface down, in pixels."
+        )
+    return of_recording(recording, silicon, copper)
+
+
+def of_recording(recording: instrument_files.Recording, silicon: Area, copper: Area) -> Images:
+    """Yields in pixels of `VOXEL_NM` of what an instrument recorded; areas as of `reconstruct_files`."""
+    if None in recording.electrons_per_pixel:
+        raise ValueError(
+            "every image needs its electrons per pixel; got none in these files. Give --electrons_per_pixel."
+        )
+    found = registration.register(recording.images, recording.pixel_nm)
+    laid = registration.resample(recording.images, found, recording.pixel_nm, VOXEL_NM)
+    aligned = dataclasses.replace(recording, images=laid.images, pixel_nm=VOXEL_NM)
+    areas = {
+        name: _moved(name, area, recording.pixel_nm, laid)
+        for name, area in (("silicon", silicon), ("copper", copper))
+    }
+    yields = instrument_files.to_yields(aligned, model=forward.load(), **areas)
+    lines = registration.report_lines(found, recording.pixel_nm, recording.beam_energies_kev)
+    y, x = laid.offset_nm
+    lines.append(f"the field begins {y:g} nm below and {x:g} nm right of the corner of the images")
+    return Images(
+        stack=yields,
+        beam_energies_kev=recording.beam_energies_kev,
+        electrons_per_pixel=tuple(dose * laid.electrons_factor for dose in recording.electrons_per_pixel),
+        noise_known=False,
+        offset_nm=laid.offset_nm,
+        registration=tuple(lines),
+        assumptions=recording.assumptions + found.assumptions,
+    )
+
+
+def write(
+    output_dir: str,
+    title: str,
+    found: Reconstruction,
+    registration_lines: Sequence[str] = (),
+    formats: Sequence[str] = (),
+) -> None:
+    """Writes `WRITTEN` and the formats asked for; all of them or none."""
+    about = {
+        "checkpoint_sha256": found.network["sha256"],
+        "assumptions": list(found.assumptions),
+        "version": bsevox_jax.__version__,
+    }
+    with imageio.whole_files(output_dir) as folder:
+        _write_arrays(folder, found, about)
+        _write_pictures(folder, title, found, registration_lines)
+        bodies = measure.bodies(found.probability, found.voxel_nm, found.threshold)
+        measure.write_csv(os.path.join(folder, "bodies.csv"), bodies)
+        measure.write_json(os.path.join(folder, "bodies.json"), bodies, about)
+        if formats:
+            volumes.write(
+                folder, found.probability, found.voxel_nm, about, formats=formats, threshold=found.threshold
+            )
+
+
+def summary(found: Reconstruction) -> dict:
+    """What the result is worth, as JSON can hold it."""
+    facts = {
+        "network": found.network,
+        "threshold": found.threshold,
+        "beam_energies_kev": list(found.beam_energies_kev),
+        "electrons_per_pixel": list(found.electrons_per_pixel),
+        "offset_nm": list(found.offset_nm),
+        "assumptions": list(found.assumptions),
+        "version": bsevox_jax.__version__,
+    }
+    if found.check is not None:
+        facts |= {
+            "chi2": found.check.chi2,
+            "chi2_by_energy": found.check.chi2_by_energy.tolist(),
+            "probe_fwhm_nm": found.check.probe_fwhm_nm,
+            "explains_its_images": found.check.explains,
+            "in_range": found.check.in_range,
+            "flagged_share": float(found.check.flagged.mean()),
+            "sentences": found.check.sentences,
+        }
+    return facts
+
+
+def _write_arrays(folder, found, about):
+    arrays = {
+        "beam_energies_kev": found.beam_energies_kev,
+        "electrons_per_pixel": np.unique(found.electrons_per_pixel).squeeze(),
+        "threshold": found.threshold,
+    }
+    if found.check is not None:
+        arrays |= {"chi2": found.check.chi2_map, "flagged": found.check.flagged}
+    imageio.write_volume(folder, found.probability, found.voxel_nm, arrays | about, threshold=found.threshold)
+    with open(os.path.join(folder, "summary.json"), "w") as file:
+        file.write(imageio.json_text(summary(found)))
+
+
+def _write_pictures(folder, title, found, registration_lines):
+    heading = f"{title}, reconstructed by {found.network['name']} trained on {found.network['trained_on']}"
+    dose = float(np.mean(found.electrons_per_pixel))
+    images = found.yields, found.beam_energies_kev
+    path = os.path.join(folder, "picture.png")
+    report.picture(
+        path, *images, dose, found.probability, found.voxel_nm, title=heading, threshold=found.threshold
+    )
+    volume_page.write(
+        os.path.join(folder, "report.html"),
+        title=title,
+        yields=found.yields,
+        beam_energies_kev=found.beam_energies_kev,
+        probability=found.probability,
+        voxel_nm=found.voxel_nm,
+        threshold=found.threshold,
+        bodies=measure.bodies(found.probability, found.voxel_nm, found.threshold),
+        check=_of_page(found.check),
+        registration=list(registration_lines),
+        about=_settings(found),
+        assumptions=list(found.assumptions),
+    )
+
+
+def _of_page(check):
+    if check is None:
+        return None
+    return {
+        "chi2": check.chi2_map,
+        "chi2_by_energy": check.chi2_by_energy,
+        "expected": check.expected,
+        "flagged": check.flagged,
+        "in_range": check.in_range,
+        "explains": check.explains,
+        "sentences": check.sentences,
+    }
+
+
+def _settings(found):
+    return {
+        "network": f"{found.network['name']}, trained on {found.network['trained_on']}",
+        "checkpoint_sha256": found.network["sha256"],
+        "electrons_per_pixel": ", ".join(f"{dose:g}" for dose in np.unique(found.electrons_per_pixel)),
+        "threshold": f"{found.threshold:g}",
+        "version": bsevox_jax.__version__,
+    }
+
+
+def _moved(name, area, pixel_nm, laid):
+    """The area in the pixels of the images that were laid over each other."""
+    places = []
+    for axis, offset_nm, size in zip(area, laid.offset_nm, laid.images.shape[:2], strict=True):
+        first = int(np.ceil((axis.start * pixel_nm - offset_nm) / VOXEL_NM - 1e-6))
+        stop = int(np.floor((axis.stop * pixel_nm - offset_nm) / VOXEL_NM + 1e-6))
+        if not (axis.start < axis.stop and 0 <= first < stop <= size):
+            raise ValueError(
+                f"--{name} must lie in the field that all images show; got {axis.start}:{axis.stop} pixels, "
+                f"where it reaches from {offset_nm / pixel_nm:g} to "
+                f"{(offset_nm + size * VOXEL_NM) / pixel_nm:g}. Give y0:y1,x0:x1 inside."
+            )
+        places.append(slice(first, stop))
+    return tuple(places)
+
+
+def _key(images, folder):
+    """What decides a volume, in a word."""
+    decisive = hashlib.sha256(np.ascontiguousarray(images.stack).tobytes())
+    decisive.update(repr((images.beam_energies_kev, images.electrons_per_pixel)).encode())
+    decisive.update(checkpoint.load_export(folder).sha256.encode())
+    return decisive.hexdigest()[:16]
