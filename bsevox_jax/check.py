@@ -77,6 +77,7 @@ class Check:
 
     Attributes:
         expected: yields, float32 [y, x, e], under a probe of `probe_fwhm_nm`.
+        scatter: [y, x, e], variance of the counts of one electron sent in.
         probe_fwhm_nm: the width of a Gaussian probe that fits best.
         noise: [e], variance found over that of the dose; 1 where the dose tells it.
         chi2_map: float32 [y, x], mean square of the standardised residuals over energies.
@@ -89,6 +90,7 @@ class Check:
     """
 
     expected: np.ndarray
+    scatter: np.ndarray
     probe_fwhm_nm: float
     noise: np.ndarray
     chi2_map: np.ndarray
@@ -161,6 +163,7 @@ def check(
         in_range = _flag(flagged, squares, found, reference.of(places))
     return Check(
         expected=expected,
+        scatter=expected * (1 - expected) * (1 + excess),
         probe_fwhm_nm=fwhm_nm,
         noise=noise,
         chi2_map=square_map,

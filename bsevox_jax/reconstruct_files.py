@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 import bsevox_jax
 from bsevox_jax import (
@@ -25,7 +26,7 @@ from bsevox_jax import (
     volume_page,
     volumes,
 )
-from bsevox_jax.reconstruct import VOXEL_NM, Reconstruction, default_network, reconstruct
+from bsevox_jax.reconstruct import VOXEL_NM, Reconstruction, check_exactly, default_network, reconstruct
 
 RECORDINGS = (".h5", ".hdf5", ".hspy", ".mrc")  # which only instruments write; TIFF may be either
 WRITTEN = "volume.npz, volume.tif, picture.png, report.html, summary.json, bodies.csv and bodies.json"
@@ -63,6 +64,7 @@ def reconstruct_files(
     silicon: Area | None = None,
     copper: Area | None = None,
     formats: Sequence[str] = (),
+    exact: bool = False,
     **given,
 ) -> Reconstruction:
     """Reconstructs what a path holds and writes `WRITTEN` and the formats asked for.
@@ -76,6 +78,7 @@ def reconstruct_files(
         silicon, copper: areas of a recording, rows and columns in pixels of its images: silicon alone, and
             copper from the surface down, each as deep as the network's volume.
         formats: of more files of the volume, see `volumes`.
+        exact: simulate the images of the volume by the Monte Carlo as well, and compare.
         given: `beam_energies_kev`, `electrons_per_pixel`, and of recordings `pixel_nm` and `rows`, where the
             files do not tell.
 
@@ -100,7 +103,9 @@ def reconstruct_files(
         told = images.assumptions + found.assumptions
         found = dataclasses.replace(found, assumptions=told, offset_nm=images.offset_nm)
         if parallel.is_main_process():
-            write(output_dir, os.path.basename(os.path.normpath(path)), found, images.registration, formats)
+            facts = summary(found) | ({"exact": _exactly(found)} if exact else {})
+            title = os.path.basename(os.path.normpath(path))
+            write(output_dir, title, found, facts, images.registration, formats)
     return found
 
 
@@ -157,10 +162,11 @@ def write(
     output_dir: str,
     title: str,
     found: Reconstruction,
+    facts: dict,
     registration_lines: Sequence[str] = (),
     formats: Sequence[str] = (),
 ) -> None:
-    """Writes `WRITTEN` and the formats asked for; all of them or none."""
+    """Writes `WRITTEN`, with `facts` as summary, and the formats asked for; all of them or none."""
     about = {
         "checkpoint_sha256": found.network["sha256"],
         "assumptions": list(found.assumptions),
@@ -168,6 +174,8 @@ def write(
     }
     with imageio.whole_files(output_dir) as folder:
         _write_arrays(folder, found, about)
+        with open(os.path.join(folder, "summary.json"), "w") as file:
+            file.write(imageio.json_text(facts))
         _write_pictures(folder, title, found, registration_lines)
         bodies = measure.bodies(found.probability, found.voxel_nm, found.threshold)
         measure.write_csv(os.path.join(folder, "bodies.csv"), bodies)
@@ -211,8 +219,14 @@ def _write_arrays(folder, found, about):
     if found.check is not None:
         arrays |= {"chi2": found.check.chi2_map, "flagged": found.check.flagged}
     imageio.write_volume(folder, found.probability, found.voxel_nm, arrays | about, threshold=found.threshold)
-    with open(os.path.join(folder, "summary.json"), "w") as file:
-        file.write(imageio.json_text(summary(found)))
+
+
+def _exactly(found):
+    total = max(1, round(min(found.electrons_per_pixel))) * found.yields.size
+    with tqdm(total=total, desc="exact check", unit=" electrons", unit_scale=True, leave=False) as bar:
+        exact = check_exactly(found, progress=bar.update)
+    print(f"chi^2 per degree of freedom of images simulated by the Monte Carlo: {exact['chi2']:.2f}")
+    return exact
 
 
 def _write_pictures(folder, title, found, registration_lines):

@@ -14,7 +14,8 @@ import numpy as np
 from bsevox_jax import imageio, template
 from bsevox_jax.measure import Body, Estimate
 
-GOOD_CHI2, POOR_CHI2 = 1.5, 3.0  # up to the first, the images are explained; above the second, they are not
+WHITE_TO_BLUE = 3.0  # the colours of chi-square reach so far at least
+GOOD_CHI2 = 1.5  # up to which images are explained, where the check has no verdict of its own
 MOST_IMAGE_BYTES = 6_000_000  # of a stack of images; larger ones are binned
 CLIPPED_PERCENT = 0.1  # of the pixels of an image are darker than black, and as many brighter than white
 QUANTITIES = (  # of a body, and what its column is called
@@ -57,8 +58,9 @@ def write(
         bodies: as measured at this threshold.
         check: of the images against those simulated anew from the volume; None: not done. `chi2` [y, x] and
             `chi2_by_energy` [e], reduced chi-square; `expected`, the yields simulated anew, [y, x, e];
-            `flagged`, bool [y, x], where the images are outside of the range of training; `in_range`, bool,
-            whether they are inside as a whole; `sentences`, what follows, in words.
+            `flagged`, bool [y, x], where the images are outside of the range of training; `in_range`, whether
+            they are inside as a whole, None if that is not known; `explains`, whether chi-square is that of
+            good volumes, None or missing likewise; `sentences`, what follows, in words.
         registration: what was done to lay the images on each other, in sentences.
         about: name -> setting.
         assumptions: what the reconstruction takes for granted, in sentences.
@@ -121,14 +123,12 @@ def _verdict(check: dict | None, bodies: int) -> tuple[str, str]:
     if check is None:
         return "amber", f"Not checked against the images; {found}"
     chi2 = float(np.mean(check["chi2_by_energy"]))
-    inside = "in the range" if check["in_range"] else "outside of the range"
-    seen = f"The images are {inside} of the network, and the reconstruction"
-    number = f"(reduced chi-square {chi2:.2f})"
-    if not chi2 <= POOR_CHI2:  # NaN too
-        return "red", f"{seen} does not explain them {number}; {found}"
-    if chi2 > GOOD_CHI2:
-        return ("amber" if check["in_range"] else "red"), f"{seen} explains them in part {number}; {found}"
-    return ("green" if check["in_range"] else "amber"), f"{seen} explains them {number}; {found}"
+    explains = chi2 <= GOOD_CHI2 if check.get("explains") is None else check["explains"]  # False for NaN
+    inside = {True: "in the range", False: "outside of the range", None: "not compared with the range"}
+    seen = f"The images are {inside[check['in_range']]} of the network, and the reconstruction"
+    does = "explains them" if explains else "does not explain them"
+    colour = "red" if not explains else "green" if check["in_range"] else "amber"
+    return colour, f"{seen} {does} (reduced chi-square {chi2:.2f}); {found}"
 
 
 def _brief(probability, beam_energies_kev, voxel_nm, threshold) -> dict[str, str]:
@@ -176,7 +176,7 @@ def _binned(images: np.ndarray, bin_pixels: int) -> np.ndarray:
 def _checked(check: dict) -> dict:
     """The check for the script; chi-square as bytes from 0 to `most`."""
     chi2 = np.nan_to_num(np.asarray(check["chi2"], np.float64), nan=0.0, posinf=1e9)
-    most = max(POOR_CHI2, float(np.percentile(chi2, 99.5)))
+    most = max(WHITE_TO_BLUE, float(np.percentile(chi2, 99.5)))
     by_energy = np.asarray(check["chi2_by_energy"], np.float64)
     return {
         "chi2": template.deflated(np.rint(np.clip(255 * chi2 / most, 0, 255))),

@@ -57,6 +57,7 @@ def test_electrons_below_the_threshold_are_counted_as_by_the_plain_walk():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_standard_errors_are_the_scatter_of_repeats():
     repeats = [yields(electrons_per_pixel=100, seed=seed) for seed in range(8)]
     values = np.array([r.yields for r in repeats])

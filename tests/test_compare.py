@@ -49,6 +49,7 @@ def compared(config, folder):
     return compare.compare(config, str(folder / "run"))
 
 
+@pytest.mark.slow
 def test_tables_page_and_numbers_are_written_and_agree(compared, folder):
     assert json.loads((folder / "run" / "tables.json").read_text()) == compared
     text, page = ((folder / "run" / name).read_text() for name in ("tables.md", "report.html"))
@@ -59,11 +60,13 @@ def test_tables_page_and_numbers_are_written_and_agree(compared, folder):
     assert len(compared["methods"]) == len(METHODS) + 1  # the network
 
 
+@pytest.mark.slow
 def test_network_is_ahead_of_what_sees_no_depth(compared):
     iou = {title: found["iou"] for title, found in compared["methods"].items()}
     assert iou["our network"] > 0.7 > iou["extruded mask"] > iou["mean volume"]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_made_again(compared, config, folder, monkeypatch):
     def refused(*_):
         raise AssertionError("made again")
@@ -73,6 +76,7 @@ def test_what_is_there_is_not_made_again(compared, config, folder, monkeypatch):
     assert compare.compare(config, str(folder / "run")) == compared
 
 
+@pytest.mark.slow
 def test_a_stopped_method_goes_on_where_it_was(config, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "SAVE_EVERY_S", -1)
     material = compare.material_of(config)

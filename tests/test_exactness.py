@@ -129,7 +129,7 @@ def attenuation(labels, rates, tilt_rad, azimuth_rad, side_walls):
     [
         pytest.param(0.0, 0.0, "mirror", marks=pytest.mark.slow),
         pytest.param(0.6, 0.0, "mirror", marks=pytest.mark.slow),
-        (1.0, 2.0, "mirror"),
+        pytest.param(1.0, 2.0, "mirror", marks=pytest.mark.slow),
         pytest.param(1.0, 0.5, "periodic", marks=pytest.mark.slow),
         pytest.param(0.6, 2.0, "open", marks=pytest.mark.slow),
     ],
@@ -155,7 +155,9 @@ def test_thin_film_scatters_once():
     assert reflected == pytest.approx(single, rel=0.08)
 
 
-@pytest.mark.parametrize("albedo, thickness", [(1.0, 1.0), (0.9, 1.0), (0.8, 5.0)])
+@pytest.mark.parametrize(
+    "albedo, thickness", [pytest.param(1.0, 1.0, marks=pytest.mark.slow), (0.9, 1.0), (0.8, 5.0)]
+)
 def test_isotropically_scattering_slab_reflects_and_transmits_as_theory_says(albedo, thickness):
     rate = thickness / 10
     images = walked(np.ones(BLOCK), [albedo * rate], [(1 - albedo) * rate], electrons=3000)

@@ -101,6 +101,7 @@ def test_detected_fates_are_the_counts_and_nothing_is_lost(reference):
     assert (sum(reference.fates.values()) >= 800).all()
 
 
+@pytest.mark.slow
 def test_vacuum_returns_nothing_and_transmits_all():
     images = image(np.zeros((4, 4, 4), np.uint8), lanes=64)
     assert not images.counts.any()
@@ -258,6 +259,7 @@ def test_bad_options_are_refused_with_the_rule(options, rule):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_chunk_keeps_its_voxels_and_cells_within_32_bits(reference, monkeypatch):
     monkeypatch.setattr(work, "LARGEST_INDEX", 2 * 20**3 + 1)
     sizes = []

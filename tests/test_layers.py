@@ -128,6 +128,7 @@ PACKAGE_ARROWS = {
         "imageio",
         "inference",
         "models",
+        "sim",
         "tiles",
     },
     "reconstruct_files": {

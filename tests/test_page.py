@@ -170,6 +170,7 @@ def errors_shown(browser):
     return share(browser, "scene_error", report.EXTRA) > 0.002
 
 
+@pytest.mark.slow
 def test_browser_draws_everything_that_can_be_chosen(browser):
     assert browser.execute_script("return performance.getEntriesByType('resource')") == []
     width = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -101,6 +103,18 @@ def test_a_calibrated_network_gives_calibrated_probabilities_and_a_verdict(netwo
     np.testing.assert_allclose(found.probability, own**2 / (own**2 + (1 - own) ** 2), atol=1e-5)
     assert found.threshold == 0.3 and found.in_range is False and found.check.explains is False
     assert not any("calibrated" in line for line in found.assumptions)
+
+
+@pytest.mark.slow
+def test_exact_check_of_a_good_volume_agrees_with_that_of_the_image_model():
+    labels = np.asarray(sim.phantoms.nanocube(1))
+    counts = sim.simulate_bse(labels, electrons_per_pixel=400, seed=3).counts
+    found = reconstructed(counts, ENERGIES_KEV, electrons_per_pixel=400)
+    exact = reconstruct.check_exactly(found)
+    assert exact["electrons_per_pixel"] == 400 and len(exact["chi2_by_energy"]) == 20
+    assert exact["chi2"] == pytest.approx(found.chi2, abs=0.08) and 0.9 < exact["chi2"] < 1.15
+    wrong = dataclasses.replace(found, probability=np.roll(found.probability, 6, axis=0))
+    assert reconstruct.check_exactly(wrong)["chi2"] > 1.5
 
 
 @pytest.mark.parametrize(

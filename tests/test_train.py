@@ -194,6 +194,7 @@ def test_run_killed_after_phase_two_replaced_the_best_weights_still_starts_it_fr
         np.testing.assert_array_equal(resumed[name], leaf, err_msg=name)
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_with_step_and_gradient_norm(folder, tmp_path):
     config = small_run.get_config(folder)
     config.phase1.learning_rate = 1e30

@@ -135,8 +135,9 @@ def test_a_field_of_an_instrument_fits_into_a_mail(tmp_path):
     [
         ({}, "green", "in the range of the network, and the reconstruction explains them"),
         ({"in_range": False}, "amber", "outside of the range of the network"),
-        ({"chi2_by_energy": np.full(4, 2.0)}, "amber", "explains them in part (reduced chi-square 2.00)"),
-        ({"in_range": False, "chi2_by_energy": np.full(4, 2.0)}, "red", "explains them in part"),
+        ({"in_range": None}, "amber", "not compared with the range of the network"),
+        ({"explains": False}, "red", "does not explain them (reduced chi-square 1.10)"),
+        ({"explains": True, "chi2_by_energy": np.full(4, 9.0)}, "green", "explains them"),
         ({"chi2_by_energy": np.full(4, 9.0)}, "red", "does not explain them"),
         ({"chi2_by_energy": np.full(4, np.nan)}, "red", "does not explain them"),
     ],

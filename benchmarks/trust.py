@@ -1,0 +1,91 @@
+"""Can a reconstruction be trusted, and does it say so when it can not?
+
+    python -m benchmarks.trust --output=docs/benchmarks/trust.json
+
+Of a shipped network on `standard-test`: how far its calibrated probabilities are from the truth, how often
+good images are called out of range, and how often images are that were spoilt: energies in another order, axes
+exchanged, one energy filled with its neighbour, a gain 20 % too high or too low, and counts of a tenth of the
+dose that is told. Prints one JSON object.
+"""
+
+import argparse
+import json
+import os
+
+import numpy as np
+from tqdm import tqdm
+
+from bsevox_jax import calibration, check, checkpoint, data, forward, imageio, inference
+from bsevox_jax.evaluate import iou_cu
+
+
+def spoilt(counts: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Counts [n, y, x, e] as they are, and in every way in which they can be wrong."""
+    rng = np.random.default_rng(seed)
+    energies = counts.shape[-1]
+
+    def filled(one):
+        k = rng.integers(1, energies)
+        return np.concatenate([one[..., :k], one[..., k - 1 : k], one[..., k + 1 :]], axis=-1)
+
+    return {
+        "as they are": counts,
+        "energies descending": counts[..., ::-1],
+        "energies in any order": np.stack([one[..., rng.permutation(energies)] for one in counts]),
+        "axes e, y, x": np.moveaxis(counts, -1, 1),
+        "one energy filled with another": np.stack([filled(one) for one in counts]),
+        "gain 20 % too high": np.round(1.2 * counts).astype(counts.dtype),
+        "gain 20 % too low": np.round(0.8 * counts).astype(counts.dtype),
+        "a tenth of the dose": 10 * rng.binomial(counts, 0.1).astype(counts.dtype),
+    }
+
+
+def judged(export, known, model, counts, dose) -> dict:
+    """Shares of specimens that are out of range, and that are not explained."""
+    probability = known(inference.cu_probability(export, counts, dose))
+    found = [
+        check.check(model, one / dose, dose, volume, reference=known.reference)
+        for one, volume in zip(counts, tqdm(probability, leave=False), strict=True)
+    ]
+    return {
+        "out_of_range": float(np.mean([not one.in_range for one in found])),
+        "not_explained": float(np.mean([not one.explains for one in found])),
+        "either": float(np.mean([not (one.in_range and one.explains) for one in found])),
+        "median_chi2": float(np.median([one.chi2 for one in found])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", default="compact")
+    parser.add_argument("--specimens", type=int, default=200, help="of standard-test")
+    parser.add_argument("--output", default="", help="file of the JSON object")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    folder = checkpoint.shipped(options.network)
+    export, model = checkpoint.load_export(folder), forward.load()
+    known = calibration.load(folder, export)
+    test = data.load("data", "standard-test")["test"]
+    dose, is_cu = test.electrons_per_pixel, data.copper(test.labels)
+    own = inference.cu_probability(export, test.counts, dose)
+    calibrated = known(own)
+    found = {"network": options.network, "electrons_per_pixel": dose, "specimens": len(test)}
+    for name, probability in (("own", own), ("calibrated", calibrated)):
+        curve = calibration.reliability(probability, is_cu)
+        found[name] = {key: np.asarray(value).tolist() for key, value in curve.items()}
+    found["iou_at_threshold"] = float(np.mean(iou_cu(calibrated, test.labels, known.threshold)))
+    found["threshold"] = known.threshold
+    counts = test.counts[: options.specimens].astype(np.int64)
+    found["range"] = {
+        name: judged(export, known, model, images, dose)
+        for name, images in tqdm(spoilt(counts, options.seed).items())
+    }
+    if options.output:
+        with imageio.whole_files(os.path.dirname(os.path.abspath(options.output))) as temporary:
+            with open(os.path.join(temporary, os.path.basename(options.output)), "w") as file:
+                json.dump(found, file, indent=1)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
