@@ -115,8 +115,7 @@ FLAGS = (  # name, kind, default, help
     ("silicon", flags.DEFINE_string, None, "Reconstruct: y0:y1,x0:x1, pixels of bare silicon in the images "
      "of an instrument."),
     ("copper", flags.DEFINE_string, None, "Reconstruct: likewise of copper from the surface down."),
-    ("exact", flags.DEFINE_bool, False, "Reconstruct: simulate the images of the volume by the Monte Carlo and "
-     "compare."),
+    ("exact", flags.DEFINE_bool, False, "Reconstruct: compare with images of the volume by the Monte Carlo."),
     ("precision_nm", flags.DEFINE_float, 1.0, "Plan: wanted standard error of position, depth and size."),
     ("beam_energies_kev", flags.DEFINE_list, None, "Reconstruct, simulate: ascending, as 0.5,1,1.5."),
     ("electrons_per_pixel", flags.DEFINE_integer, None, "Reconstruct, simulate: dose per energy."),

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from bsevox_jax import imageio, measure, sim
+from bsevox_jax import imageio, intervals, measure, sim
 from bsevox_jax.reconstruct_files import reconstruct_files
 from tests.instrument_writers import write_thermo
 
@@ -144,7 +144,8 @@ def assess(images: str, output: str) -> dict:
     ny, nx, _ = found.labels.shape
     truth = specimen()[y : y + ny, x : x + nx] == COPPER
     is_cu = found.labels == COPPER
-    pairs = _matched(truth, found.probability, found.threshold)
+    true = [body for body in measure.bodies(truth.astype(np.float32), 1.0) if "+z" not in body.touches]
+    pairs = intervals.matched(true, found.bodies)
     errors, covered = _compared(pairs)
     return {
         "seconds": round(seconds, 1),
@@ -153,7 +154,7 @@ def assess(images: str, output: str) -> dict:
         "chi2": found.chi2,
         "in_range": found.in_range,
         "bodies_true": int(ndimage.label(truth)[1]),
-        "bodies_found": len(measure.bodies(found.probability, 1.0, found.threshold)),
+        "bodies_found": len(found.bodies),
         "matched": len(pairs),
         "median_error_nm": {name: float(np.median(values)) for name, values in errors.items()},
         "largest_error_nm": {name: float(np.max(values)) for name, values in errors.items()},
@@ -164,27 +165,6 @@ def assess(images: str, output: str) -> dict:
 
 def _slices(area):
     return tuple(slice(*ends) for ends in area)
-
-
-def _matched(truth, probability, threshold):
-    """Pairs of a true body and the one found at the same place, where they overlap most."""
-    ours = [body for body in measure.bodies(truth.astype(np.float32), 1.0) if "+z" not in body.touches]
-    theirs = measure.bodies(probability, 1.0, threshold)
-    pairs = []
-    for body in ours:
-        overlaps = [_overlap(body, other) for other in theirs]
-        if overlaps and max(overlaps) > 0.3:
-            pairs.append((body, theirs[int(np.argmax(overlaps))]))
-    return pairs
-
-
-def _overlap(a, b):
-    """Intersection over union of the boxes around two bodies."""
-    axes = (("x_start_nm", "x_end_nm"), ("y_start_nm", "y_end_nm"), ("top_nm", "bottom_nm"))
-    ends = [[[getattr(body, name).value for name in axis] for axis in axes] for body in (a, b)]
-    low, high = np.max(ends, axis=0)[:, 0], np.min(ends, axis=0)[:, 1]
-    both = np.prod(np.maximum(high - low, 0))
-    return both / (sum(np.prod(np.ptp(end, axis=1)) for end in ends) - both)
 
 
 def _compared(pairs):

@@ -3,9 +3,9 @@
     python -m benchmarks.trust --output=docs/benchmarks/trust.json
 
 Of a shipped network on `standard-test`: how far its calibrated probabilities are from the truth, how often
-good images are called out of range, and how often images are that were spoilt: energies in another order, axes
-exchanged, one energy filled with its neighbour, a gain 20 % too high or too low, and counts of a tenth of the
-dose that is told. Prints one JSON object.
+good images are called out of range, and how often spoilt ones are: energies in another order, axes exchanged,
+one energy filled with its neighbour, a gain 20 % too high or too low, counts of a tenth of the dose that is told.
+Prints one JSON object.
 """
 
 import argparse

@@ -7,11 +7,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from bsevox_jax import check, checkpoint, data, forward, metrics, parallel, stream
+from bsevox_jax import check, checkpoint, data, forward, intervals, measure, metrics, parallel, stream
 from bsevox_jax.calibration import Calibration, bent, fit_curve, reliability, save
 from bsevox_jax.examples import Examples
 from bsevox_jax.inference import check_energies, cu_probability
 
+VOXEL_NM = 1.0  # of the specimens
 DRAWN, FIRST_DRAWN = 192, 2_000_000_000  # specimens imaged as in training, of which it reaches none
 THRESHOLDS = np.arange(0.2, 0.81, 0.05)
 
@@ -19,8 +20,9 @@ THRESHOLDS = np.arange(0.2, 0.81, 0.05)
 def calibrate(config: ConfigDict, workdir: str | None = None) -> Calibration:
     """Measures a network on its validation data and writes `calibration.npz` beside its weights.
 
-    Curve and threshold come from the validation specimens; the reference of the images from these and, where
-    the network learnt from the image model, from specimens imaged as in its training.
+    Curve and threshold come from the validation specimens; the reference of the images and the margins of
+    intervals from these and, where the network learnt from the image model, from specimens imaged as in its
+    training.
 
     Args:
         config: as for training.
@@ -39,15 +41,15 @@ def calibrate(config: ConfigDict, workdir: str | None = None) -> Calibration:
     curve = fit_curve(probability, is_cu)
     calibrated = bent(probability, curve)
     threshold = _best_threshold(calibrated, is_cu)
-    yields, doses = (
-        examples.counts / examples.electrons_per_pixel,
-        [examples.electrons_per_pixel] * len(examples),
-    )
-    images = [*zip(yields, doses, calibrated, strict=True)]
+    dose = examples.electrons_per_pixel
+    images = [(counts / dose, dose, p) for counts, p in zip(examples.counts, calibrated, strict=True)]
+    truth = [*is_cu]
     if config.data.source == "forward":
-        drawn, doses = _drawn(config, export)
+        drawn, doses, labels = _drawn(config, export)
         images += [*zip(drawn, doses, bent(cu_probability(export, drawn, 1), curve), strict=True)]
+        truth += [*data.copper(labels)]
     reference = _reference(images)
+    pairs = _measured(truth, [volume for _, _, volume in images], threshold)
     before, after = (reliability(p, is_cu)["expected_calibration_error"] for p in (probability, calibrated))
     about = {
         "sha256": export.sha256,
@@ -57,8 +59,10 @@ def calibrate(config: ConfigDict, workdir: str | None = None) -> Calibration:
         "expected_calibration_error_before": before,
         "expected_calibration_error": after,
         "squares": len(reference.chi2),
+        "bodies": len(pairs),
+        "coverage_before": intervals.coverage(pairs),
     }
-    found = Calibration(curve, threshold, reference, about)
+    found = Calibration(curve, intervals.margins(pairs), threshold, reference, about)
     if parallel.is_main_process():
         save(folder, found)
         print(f"calibration.npz is in {folder}: {json.dumps(about)}, curve {curve}, threshold {threshold:g}")
@@ -74,7 +78,7 @@ def _best_threshold(probability, is_cu):
 
 
 def _drawn(config, export):
-    """Yields [n, y, x, e] and doses [n] of specimens that are drawn and imaged as in training."""
+    """Yields [n, y, x, e], doses [n] and labels of specimens drawn and imaged as in training."""
     like = Examples(
         np.zeros((1, *export.field, len(export.beam_energies_kev)), np.uint16),
         np.ones((1, *export.field, config.model.depth), np.uint8),
@@ -90,7 +94,7 @@ def _drawn(config, export):
     fields = {"yields": expected.yields, "excess": expected.excess, "labels": labels}
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), numbers)
     yields, doses = jax.jit(jax.vmap(source.microscope.recorded))(keys, fields)
-    return np.asarray(yields), np.asarray(doses)
+    return np.asarray(yields), np.asarray(doses), labels
 
 
 def _reference(images):
@@ -101,3 +105,12 @@ def _reference(images):
         found.append(judged.features)
         chi2.append(judged.chi2)
     return check.Reference(np.concatenate(found), np.array(chi2))
+
+
+def _measured(truth, volumes, threshold):
+    """Pairs of true and found bodies of specimens [y, x, z]."""
+    pairs = []
+    for is_cu, volume in zip(truth, tqdm(volumes, "measuring", delay=2, leave=False), strict=True):
+        true = measure.bodies(np.asarray(is_cu, np.float32), VOXEL_NM)
+        pairs += intervals.matched(true, measure.bodies(volume, VOXEL_NM, threshold))
+    return pairs

@@ -17,7 +17,8 @@ too; pointed or round ends come out short by up to one voxel or half of one.
 the centres of voxels; the quantity lies between. So the interval is as wide as the edge is soft, about one
 voxel at least. It holds for a body that is there at all; where no layer has 95 %, lengths begin at 0. It
 holds the truth in 90 % of all cases only if the probabilities are calibrated and each edge moves as a
-whole, which has not been shown for any network. It knows nothing of errors of scale, dose or model.
+whole; `intervals` widens it to what was found on specimens. It knows nothing of errors of scale, dose or
+model.
 
 What a side of the block cuts is measured as far as it reaches: see `Body.touches`.
 """
@@ -36,6 +37,7 @@ from scipy import ndimage
 from bsevox_jax import imageio
 
 HIGH, LOW = 0.95, 0.05  # probabilities that bound the soft edge
+SOFT_EDGE = f"soft edge, from a probability of {HIGH} to {LOW}; not calibrated"
 FEWEST_LAYERS = 3  # to tell the slope of a wall
 _DIRECTIONS = 1440  # in which calipers are laid: the smallest is too large by 0.1 % of the largest at most
 
@@ -170,20 +172,21 @@ def write_csv(path: str, bodies: Sequence[Body]) -> None:
                 writer.writerow(["" if value != value else value for value in row])
 
 
-def write_json(path: str, bodies: Sequence[Body], about: dict) -> None:
+def write_json(path: str, bodies: Sequence[Body], about: dict, interval: str = SOFT_EDGE) -> None:
     """Writes bodies and overlays; a quantity is {value, low, high}, null where it is not measurable.
 
     Args:
         path: of the file, which is whole or not there.
         bodies: as measured.
         about: what JSON can hold, for instance checkpoint, assumptions and version.
+        interval: what the intervals are.
 
     Raises:
         OSError: the file cannot be written; one line.
         ValueError: `about` does not fit into JSON; one line.
     """
     content = {
-        "interval": f"soft edge, from a probability of {HIGH} to {LOW}; not calibrated",
+        "interval": interval,
         "bodies": [_plain(body) for body in bodies],
         "overlays": [_plain(pair) for pair in overlays(bodies)],
         "about": about,

@@ -5,11 +5,12 @@ found.labels, found.probability, found.chi2, found.in_range
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bsevox_jax import calibration, check, forward, imageio, models, sim, tiles
+from bsevox_jax import calibration, check, forward, imageio, intervals, measure, models, sim, tiles
 from bsevox_jax.checkpoint import Export, load_export, shipped
 from bsevox_jax.data import COPPER_LABEL
 from bsevox_jax.inference import asked, check_energies, places
@@ -34,6 +35,7 @@ class Reconstruction:
         assumptions: what was taken for granted, one sentence each.
         network: name, training set and sha256 of the weights.
         voxel_nm: edge of a voxel.
+        margins_nm: of the intervals of `bodies`, see `intervals`; None without a calibration.
         offset_nm: (y, x) of the corner of the volume from that of the images as they were recorded.
     """
 
@@ -46,12 +48,19 @@ class Reconstruction:
     assumptions: tuple[str, ...]
     network: dict
     voxel_nm: float = VOXEL_NM
+    margins_nm: dict[str, float] | None = None
     offset_nm: tuple[float, float] = (0.0, 0.0)
 
     @property
     def labels(self) -> np.ndarray:
         """uint8 [y, x, z]: 2 Cu, 1 all else (the network does not tell Si from vacuum)."""
         return np.where(self.probability > self.threshold, COPPER_LABEL, SILICON_LABEL).astype(np.uint8)
+
+    @functools.cached_property
+    def bodies(self) -> list[measure.Body]:
+        """The bodies of copper, with intervals that are meant to hold nine of ten true values."""
+        found = measure.bodies(self.probability, self.voxel_nm, self.threshold)
+        return [intervals.widened(body, self.margins_nm or {}) for body in found]
 
     @property
     def chi2(self) -> float | None:
@@ -110,14 +119,15 @@ def reconstruct(
             "sha256": export.sha256,
             "calibration": None if known is None else known.about,
         },
+        margins_nm=None if known is None else known.margins_nm,
     )
 
 
 def check_exactly(found: Reconstruction, *, seed: int = 0, progress: Callable | None = None) -> dict:
-    """Simulates the images of a reconstruction by the Monte Carlo, and lays them beside the measured ones.
+    """Simulates the images of a reconstruction by the Monte Carlo, and compares them with the measured ones.
 
-    As many electrons are sent in as were measured with, so the time is that of `sim.simulate_bse`. Pixels that
-    return next to nothing are taken for vacuum.
+    As many electrons are sent in as were measured with, so the time is that of `sim.simulate_bse`. Pixels
+    that return next to nothing are taken for vacuum.
 
     Args:
         found: with its check, which gives the width of the probe.

@@ -26,6 +26,7 @@ from bsevox_jax import (
     volume_page,
     volumes,
 )
+from bsevox_jax.intervals import COVERED
 from bsevox_jax.reconstruct import VOXEL_NM, Reconstruction, check_exactly, default_network, reconstruct
 
 RECORDINGS = (".h5", ".hdf5", ".hspy", ".mrc")  # which only instruments write; TIFF may be either
@@ -177,9 +178,9 @@ def write(
         with open(os.path.join(folder, "summary.json"), "w") as file:
             file.write(imageio.json_text(facts))
         _write_pictures(folder, title, found, registration_lines)
-        bodies = measure.bodies(found.probability, found.voxel_nm, found.threshold)
-        measure.write_csv(os.path.join(folder, "bodies.csv"), bodies)
-        measure.write_json(os.path.join(folder, "bodies.json"), bodies, about)
+        measure.write_csv(os.path.join(folder, "bodies.csv"), found.bodies)
+        told = () if found.margins_nm is None else (f"soft edge and a margin; {COVERED:.0%} in calibration",)
+        measure.write_json(os.path.join(folder, "bodies.json"), found.bodies, about, *told)
         if formats:
             volumes.write(
                 folder, found.probability, found.voxel_nm, about, formats=formats, threshold=found.threshold
@@ -245,7 +246,7 @@ def _write_pictures(folder, title, found, registration_lines):
         probability=found.probability,
         voxel_nm=found.voxel_nm,
         threshold=found.threshold,
-        bodies=measure.bodies(found.probability, found.voxel_nm, found.threshold),
+        bodies=found.bodies,
         check=_of_page(found.check),
         registration=list(registration_lines),
         about=_settings(found),

@@ -51,7 +51,7 @@ def test_calibration_is_found_beside_the_weights_and_of_these_weights_only(run):
     assert loaded.about["specimens"] == len(splits["validation"]) == len(loaded.reference.chi2)
     np.testing.assert_allclose(loaded.reference.features, found.reference.features, rtol=1e-5)
     other = found.about | {"sha256": "another"}
-    calibration.save(folder, calibration.Calibration(found.curve, 0.5, found.reference, other))
+    calibration.save(folder, calibration.Calibration(found.curve, {}, 0.5, found.reference, other))
     with pytest.raises(OSError, match="that of the weights; got another"):
         calibration.load(folder, export)
     with open(os.path.join(folder, calibration.FILE), "wb") as file:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import small_export
 
-from bsevox_jax import calibration, check, checkpoint, reconstruct, sim
+from bsevox_jax import calibration, check, checkpoint, measure, reconstruct, sim
 from bsevox_jax.inference import asked, cu_probability
 from bsevox_jax.models.equivariant import turned
 from bsevox_jax.reconstruct import reconstruct as reconstructed
@@ -94,7 +94,7 @@ def test_counts_and_yields_give_the_same(network):
 def test_a_calibrated_network_gives_calibrated_probabilities_and_a_verdict(network, monkeypatch):
     export = checkpoint.load_export(network)
     reference = check.Reference(np.random.default_rng(0).normal(0, 0.01, (50, 41)), np.full(50, 1.0))
-    known = calibration.Calibration((2.0, 2.0, 0.0), 0.3, reference, {"sha256": export.sha256})
+    known = calibration.Calibration((2.0, 2.0, 0.0), {"top": 2.0}, 0.3, reference, {"sha256": export.sha256})
     counts = field(20, 20)
     settings = dict(electrons_per_pixel=small_export.DOSE, checkpoint=network)
     own = reconstructed(counts, ENERGIES_KEV, **settings).probability
@@ -103,6 +103,9 @@ def test_a_calibrated_network_gives_calibrated_probabilities_and_a_verdict(netwo
     np.testing.assert_allclose(found.probability, own**2 / (own**2 + (1 - own) ** 2), atol=1e-5)
     assert found.threshold == 0.3 and found.in_range is False and found.check.explains is False
     assert not any("calibrated" in line for line in found.assumptions)
+    for body, soft in zip(found.bodies, measure.bodies(found.probability, 1.0, 0.3), strict=True):
+        assert body.top_nm == pytest.approx((soft.top_nm.value, soft.top_nm.low - 2, soft.top_nm.high + 2))
+        assert body.width_x_nm == soft.width_x_nm
 
 
 @pytest.mark.slow
