@@ -1,4 +1,5 @@
-# make demo      simulates a small data set, trains a network on it and evaluates it: minutes on a laptop
+# make demo      from what a microscope wrote to volume, bodies and report: minutes on a laptop
+# make train     simulates a small data set, trains a network on it and evaluates it: minutes on a laptop
 # make test      the fast tests
 # make validate  the tests that take minutes; they also write the tables and pictures of docs/physics.md
 # make lint      style
@@ -7,13 +8,17 @@
 PYTHON ?= python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
-DEMO = $(BIN)/python launch.py --config=configs/quickstart.py --workdir=runs/demo
+QUICKSTART = $(BIN)/python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-.PHONY: demo test validate lint
+.PHONY: demo train test validate lint
 
 demo: $(INSTALLED)
-	$(DEMO) --mode=train
-	$(DEMO) --mode=evaluate
+	$(BIN)/python launch.py --mode=reconstruct --input=docs/interconnect --output=runs/interconnect \
+	    --silicon=16:40,56:80 --copper=16:40,16:40 --formats=ome-tiff,vti,stl
+
+train: $(INSTALLED)
+	$(QUICKSTART) --mode=train
+	$(QUICKSTART) --mode=evaluate
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile

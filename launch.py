@@ -1,12 +1,12 @@
 """The command line: trains, evaluates, reconstructs, simulates or plans.
 
-python launch.py --config=configs/quickstart.py --workdir=runs/demo
-python launch.py --config=configs/quickstart.py --workdir=runs/demo --mode=evaluate
+python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
+python launch.py --config=configs/quickstart.py --workdir=runs/quickstart --mode=evaluate
 python launch.py --mode=simulate --input=nanocube:2 --electrons_per_pixel=24 --output=runs/cube
 python launch.py --mode=simulate --config=configs/quickstart.py     # its data set, without training
 python launch.py --config=configs/compact.py --mode=evaluate        # the shipped network
 python launch.py --mode=reconstruct --input=runs/cube/stack.tif --output=runs/cube     # by the same
-python launch.py --mode=reconstruct --input=runs/cube/stack.tif --checkpoint=runs/demo/export \
+python launch.py --mode=reconstruct --input=runs/cube/stack.tif --checkpoint=runs/quickstart/export \
     --output=runs/cube
 python launch.py --mode=plan --input=box:6:4 --precision_nm=1 --output=runs/plan    # energies and dose
 """

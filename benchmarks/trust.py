@@ -4,7 +4,7 @@
 
 Of a shipped network on `standard-test`: how far its calibrated probabilities are from the truth, how often
 good images are called out of range, and how often spoilt ones are: energies in another order, axes exchanged,
-one energy filled with its neighbour, a gain 20 % too high or too low, counts of a tenth of the dose that is told.
+one energy filled with its neighbour, a gain 20 % too high or too low, a tenth of the dose that is told.
 Prints one JSON object.
 """
 
