@@ -15,8 +15,9 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from bsevox_jax import calibration, check, checkpoint, data, forward, imageio, inference
+from bsevox_jax import calibration, check, checkpoint, data, forward, imageio, inference, intervals, measure
 from bsevox_jax.evaluate import iou_cu
+from bsevox_jax.reconstruct import VOXEL_NM
 
 
 def spoilt(counts: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -55,6 +56,16 @@ def judged(export, known, model, counts, dose) -> dict:
     }
 
 
+def held(known, is_cu, probability) -> dict:
+    """Share of true values that intervals of bodies hold, and their number: by the soft edge, and widened."""
+    pairs = []
+    for truth, volume in zip(np.asarray(is_cu, np.float32), probability, strict=True):
+        bodies = measure.bodies(volume, VOXEL_NM, known.threshold)
+        pairs += intervals.matched(measure.bodies(truth, VOXEL_NM), bodies)
+    widened = [(true, intervals.widened(found, known.margins_nm)) for true, found in pairs]
+    return {"soft edge": intervals.coverage(pairs), "widened": intervals.coverage(widened)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="compact")
@@ -75,6 +86,7 @@ def main() -> None:
         found[name] = {key: np.asarray(value).tolist() for key, value in curve.items()}
     found["iou_at_threshold"] = float(np.mean(iou_cu(calibrated, test.labels, known.threshold)))
     found["threshold"] = known.threshold
+    found["intervals"] = held(known, is_cu, calibrated)
     counts = test.counts[: options.specimens].astype(np.int64)
     found["range"] = {
         name: judged(export, known, model, images, dose)

@@ -140,6 +140,23 @@ def test_probe_drift_and_energies_change_from_example_to_example_and_keep_the_le
     )
 
 
+def test_energies_are_missing_as_often_as_told_and_wholly():
+    images = jnp.ones((5, 4, 20))
+    draws = jax.vmap(lambda key: observe.lacking(key, images, 0.5))(jax.random.split(jax.random.key(4), 2000))
+    missing = np.asarray(draws == 0)
+    assert (missing == missing[:, :1, :1]).all()  # all over the field
+    share = missing[:, 0, 0].mean(1)
+    complete = (share == 0).mean()
+    # Every second one lacks none; of the others with a share s from 0 to 1/2, (1 - s)^20 on average.
+    expected = 0.5 + 0.5 * (1 - 0.5**21) / (21 * 0.5)
+    assert abs(complete - expected) < 5 * np.sqrt(expected * (1 - expected) / 2000)
+    assert abs(share.mean() - 0.125) < 5 * share.std() / np.sqrt(2000) and share.max() < 0.9
+    whole, lacking = (microscope(**m)(jax.random.key(0), example())[0] for m in ({}, {"missing": 0.9}))
+    assert ((lacking == whole) | (lacking == 0)).all()
+    with pytest.raises(ValueError, match="missing must be from 0 and below 1; got 1"):
+        microscope(missing=1)
+
+
 def test_effects_are_named():
     assert microscope().effects == "none"
     assert microscope(drift_nm=0.5, probe_fwhm_nm=(0, 1)).effects == "probe_fwhm_nm (0, 1), drift_nm 0.5"
