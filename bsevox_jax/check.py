@@ -27,7 +27,9 @@ WINDOW = 96  # pixels, of which the image model makes images at once
 EMPTY = 0.15  # of the signal of silicon, all energies together: less comes from no film
 CLIMBS, CLIMB = 25, 0.4  # steps to the share of silicon in a column, and their size
 PROBES_NM = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
-PERFECT = 1.1  # chi^2 that the errors of the image model alone can make (docs/forward.md)
+TRIMMED = 0.02  # of the reference at either end of each feature
+SHRINKAGE = 0.1  # of the covariance towards its diagonal (Ledoit and Wolf 2004, with a fixed share)
+EXPLAINED = 1.2  # largest chi^2; errors of the image model alone make up to 1.11 (docs/forward.md)
 ACCEPTED = 0.97  # of the reference are within the range
 CLEARLY = 0.02  # share by which a probe must lessen the misfit, to be believed
 SEARCHED = 256  # pixels along y and x in the middle of the field, where the width of the probe is looked for
@@ -51,24 +53,30 @@ class Reference:
         columns = [*places, *(energies + np.asarray(places)), 2 * energies]
         return Reference(self.features[:, columns], self.chi2)
 
-    @property
-    def explained(self) -> float:
-        """The chi^2 that nearly all do not exceed, and that a perfect volume never does."""
-        return max(float(np.quantile(self.chi2, ACCEPTED)), PERFECT)
-
     def outside(self, found: np.ndarray) -> np.ndarray:
-        """Whether features [m, 2 e + 1] lie farther out than nearly all of these, bool [m]."""
-        ours, theirs = self._extremes(self.features), self._extremes(found)
-        limits = np.quantile(ours, 1 - (1 - ACCEPTED) / ours.shape[1], axis=0)
-        return (theirs > limits).any(axis=1)
+        """Whether features [m, 2 e + 1] lie farther out than nearly all of explained specimens, bool [m]."""
+        return _distance(self._explained_features, found) > self._limit
 
-    def _extremes(self, found):
-        """Greatest deviation of a mean and of a mean square in standard deviations, and the correlation."""
-        energies = found.shape[1] // 2
-        low, middle, high = np.quantile(self.features[:, :-1], (0.16, 0.5, 0.84), axis=0)
-        away = np.abs(found[:, :-1] - middle) / ((high - low) / 2)
-        means, powers = away[:, :energies], away[:, energies:]
-        return np.stack([means.max(1), powers.max(1), (means**2).sum(1), found[:, -1]], axis=1)
+    @functools.cached_property
+    def _explained_features(self):
+        return self.features[self.chi2 <= EXPLAINED]
+
+    @functools.cached_property
+    def _limit(self):
+        """Each against all others: a distance within the sample it is measured by would be too short."""
+        known = self._explained_features
+        places = range(len(known))
+        distances = [_distance(np.delete(known, k, axis=0), known[k : k + 1])[0] for k in places]
+        return np.quantile(distances, ACCEPTED)
+
+
+def _distance(known, found):
+    """Squared distance by Mahalanobis of features, with a covariance that no outlier inflates."""
+    inner = np.clip(known, *np.quantile(known, (TRIMMED, 1 - TRIMMED), axis=0))
+    covariance = np.cov(inner, rowvar=False)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance))
+    away = found - inner.mean(0)
+    return np.sum(away * np.linalg.solve(covariance, away.T).T, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Check:
         chi2: mean of all; 1 where the reconstruction explains the images.
         features: [squares, 2 e + 1], see `features`.
         flagged: bool [y, x], squares outside the range of the reference; none without a reference.
-        explains: whether chi2 is in the range of the reference; None without one.
+        explains: whether chi2 is at most `EXPLAINED`.
         in_range: whether no more squares are flagged than of the reference; None without one.
     """
 
@@ -98,7 +106,7 @@ class Check:
     chi2: float
     features: np.ndarray
     flagged: np.ndarray
-    explains: bool | None
+    explains: bool
     in_range: bool | None
 
     @property
@@ -107,10 +115,10 @@ class Check:
         lines = [f"chi^2 per degree of freedom of the re-simulated images: {self.chi2:.2f}"]
         if self.probe_fwhm_nm:
             lines.append(f"the images look like those of a probe of {self.probe_fwhm_nm:g} nm")
-        if self.explains is None:
-            lines.append("the network has no reference: whether its range holds these images is not known")
-        elif not self.explains:
+        if not self.explains:
             lines.append("the reconstruction does NOT explain its images: do not trust it")
+        if self.in_range is None:
+            lines.append("the network has no reference: whether its range holds these images is not known")
         if self.in_range is False:
             share = self.flagged.mean()
             lines.append(
@@ -157,9 +165,8 @@ def check(
     by_energy = np.square(residuals).sum((0, 1)) / max(seen.sum(), 1)
     chi2 = float(by_energy.mean())
     found = np.array([features(residuals[square][seen[square]]) for square in squares])
-    flagged, explains, in_range = np.zeros(seen.shape, bool), None, None
+    flagged, in_range = np.zeros(seen.shape, bool), None
     if reference is not None:
-        explains = chi2 <= reference.explained
         in_range = _flag(flagged, squares, found, reference.of(places))
     return Check(
         expected=expected,
@@ -171,7 +178,7 @@ def check(
         chi2=chi2,
         features=found,
         flagged=flagged,
-        explains=explains,
+        explains=chi2 <= EXPLAINED,
         in_range=in_range,
     )
 

@@ -15,7 +15,6 @@ from bsevox_jax import imageio, template
 from bsevox_jax.measure import Body, Estimate
 
 WHITE_TO_BLUE = 3.0  # the colours of chi-square reach so far at least
-GOOD_CHI2 = 1.5  # up to which images are explained, where the check has no verdict of its own
 MOST_IMAGE_BYTES = 6_000_000  # of a stack of images; larger ones are binned
 CLIPPED_PERCENT = 0.1  # of the pixels of an image are darker than black, and as many brighter than white
 QUANTITIES = (  # of a body, and what its column is called
@@ -60,7 +59,7 @@ def write(
             `chi2_by_energy` [e], reduced chi-square; `expected`, the yields simulated anew, [y, x, e];
             `flagged`, bool [y, x], where the images are outside of the range of training; `in_range`, whether
             they are inside as a whole, None if that is not known; `explains`, whether chi-square is that of
-            good volumes, None or missing likewise; `sentences`, what follows, in words.
+            a good volume; `sentences`, what follows, in words.
         registration: what was done to lay the images on each other, in sentences.
         about: name -> setting.
         assumptions: what the reconstruction takes for granted, in sentences.
@@ -123,7 +122,7 @@ def _verdict(check: dict | None, bodies: int) -> tuple[str, str]:
     if check is None:
         return "amber", f"Not checked against the images; {found}"
     chi2 = float(np.mean(check["chi2_by_energy"]))
-    explains = chi2 <= GOOD_CHI2 if check.get("explains") is None else check["explains"]  # False for NaN
+    explains = check["explains"]
     inside = {True: "in the range", False: "outside of the range", None: "not compared with the range"}
     seen = f"The images are {inside[check['in_range']]} of the network, and the reconstruction"
     does = "explains them" if explains else "does not explain them"
