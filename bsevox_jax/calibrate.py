@@ -26,12 +26,12 @@ def calibrate(config: ConfigDict, workdir: str | None = None) -> Calibration:
 
     Args:
         config: as for training.
-        workdir: folder of the run; None: the shipped network of the name of the configuration's model.
+        workdir: folder of the run; None: the shipped network.
 
     Raises:
         FileNotFoundError, OSError, ValueError: as of `evaluate.evaluate`.
     """
-    folder, _ = checkpoint.of_run(workdir, config.model.name)
+    folder, _ = checkpoint.of_run(workdir, config.shipped or config.model.name)
     export = checkpoint.load_export(folder)
     held_out = config.data.held_out or config.data.config
     examples = data.load(config.data.data_dir, held_out, needs=("validation",))["validation"]

@@ -49,7 +49,7 @@ def evaluate(config: ConfigDict, workdir: str | None = None) -> dict:
         FileNotFoundError, OSError: network or data set missing or damaged, or the disk is full.
         ValueError: the data set does not fit the network, or none is shipped; one line.
     """
-    name = "forward" if config.task == "images" else config.model.name
+    name = "forward" if config.task == "images" else config.shipped or config.model.name
     folder, workdir = checkpoint.of_run(workdir, name)
     if config.task == "images":
         return evaluate_images(config, workdir, folder)

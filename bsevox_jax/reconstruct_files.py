@@ -16,7 +16,6 @@ from tqdm import tqdm
 import bsevox_jax
 from bsevox_jax import (
     checkpoint,
-    forward,
     imageio,
     instrument_files,
     measure,
@@ -144,7 +143,7 @@ def of_recording(recording: instrument_files.Recording, silicon: Area, copper: A
         name: _moved(name, area, recording.pixel_nm, laid)
         for name, area in (("silicon", silicon), ("copper", copper))
     }
-    yields = instrument_files.to_yields(aligned, model=forward.load(), **areas)
+    yields = instrument_files.to_yields(aligned, **areas)
     lines = registration.report_lines(found, recording.pixel_nm, recording.beam_energies_kev)
     y, x = laid.offset_nm
     lines.append(f"the field begins {y:g} nm below and {x:g} nm right of the corner of the images")

@@ -98,6 +98,7 @@ def get_config() -> ConfigDict:
     # Folder of an exported network of the same fields whose weights to begin with; "": random ones. With
     # phase1.epochs = 0 the Lovasz loss goes on from there.
     config.start_from = ""
+    config.shipped = ""  # name of the shipped network that serves where no run is given; "": model.name
     config.eval_every_epochs = 5  # epochs between validations and checkpoints [P]
     config.early_stop_epochs = 100  # a phase ends when the validation loss has not fallen for so long [P]
     return config
