@@ -14,7 +14,7 @@ QUICKSTART = $(BIN)/python launch.py --config=configs/quickstart.py --workdir=ru
 
 demo: $(INSTALLED)
 	$(BIN)/python launch.py --mode=reconstruct --input=docs/interconnect --output=runs/interconnect \
-	    --silicon=16:40,56:80 --copper=16:40,16:40 --formats=ome-tiff,vti,stl
+	    --silicon=12:44,52:84 --copper=12:44,12:44 --formats=ome-tiff,vti,stl
 
 train: $(INSTALLED)
 	$(QUICKSTART) --mode=train

@@ -28,7 +28,6 @@ PROBE_FWHM_NM = 1.5
 UPPER, LOWER = (2, 6), (11, 16)  # depth of the two levels of metal, in nm
 PAD = (12, 44), (12, 44)  # rows and columns of copper through the whole film
 BARE = (12, 44), (52, 84)  # and of silicon alone
-INSIDE = 4  # pixels of their rim that are not used, for probe and drift
 
 
 def boxes() -> list[tuple]:
@@ -163,7 +162,7 @@ def assess(images: str, output: str) -> dict:
 
 
 def _slices(area):
-    return tuple(slice(first + INSIDE, stop - INSIDE) for first, stop in area)
+    return tuple(slice(*ends) for ends in area)
 
 
 def _compared(pairs):

@@ -87,7 +87,8 @@ class Check:
         expected: yields, float32 [y, x, e], under a probe of `probe_fwhm_nm`.
         scatter: [y, x, e], variance of the counts of one electron sent in.
         probe_fwhm_nm: the width of a Gaussian probe that fits best.
-        noise: [e], variance found over that of the dose; 1 where the dose tells it.
+        gain, offset: [e], of the yields relative to the expected; 1 and 0 where they are counted.
+        noise: [e], variance found over that of the dose; 1 where they are counted.
         chi2_map: float32 [y, x], mean square of the standardised residuals over energies.
         chi2_by_energy: [e], mean over the pixels.
         chi2: mean of all; 1 where the reconstruction explains the images.
@@ -100,6 +101,8 @@ class Check:
     expected: np.ndarray
     scatter: np.ndarray
     probe_fwhm_nm: float
+    gain: np.ndarray
+    offset: np.ndarray
     noise: np.ndarray
     chi2_map: np.ndarray
     chi2_by_energy: np.ndarray
@@ -136,7 +139,7 @@ def check(
     *,
     places: list[int] | None = None,
     reference: Reference | None = None,
-    noise_known: bool = True,
+    counted: bool = True,
 ) -> Check:
     """Lays the images that are expected of a reconstruction beside the measured ones.
 
@@ -147,24 +150,30 @@ def check(
         probability: of Cu, [y, x, z].
         places: of the energies among those of the model; None: all.
         reference: of the network.
-        noise_known: whether the dose tells the noise; if not, as after interpolation or behind a detector
-            that does not count, the noise of each image is the median over the squares.
+        counted: whether the yields are counts over dose. If not, as of a detector that does not count, or
+            after interpolation, gain and offset of each image are fitted to what is expected, and its noise
+            is the median over the squares.
     """
     places = list(range(len(model.beam_energies_kev))) if places is None else places
     dose = np.broadcast_to(np.asarray(electrons_per_pixel, np.float32), yields.shape[-1:])
     sharp = expected_images(model, probability, yields, dose, places)
     fwhm_nm, (expected, excess, errors) = _best_probe(sharp, yields, dose)
     seen = expected.sum(-1) > EMPTY * silicon_yields(model)[places].sum()
+    gain, offset, noise = np.ones(len(places)), np.zeros(len(places)), np.ones(len(places), np.float32)
+    if not counted:
+        gain, offset = _gain_and_offset(yields[seen], expected[seen])
+        yields = (yields - offset) / gain
     residuals = standardised(yields, expected, excess, errors, dose) * seen[..., None]
     squares = _squares(seen)
-    noise = np.ones(len(places), np.float32)
-    if squares and not noise_known:
+    if squares and not counted:
         noise = np.median([np.square(residuals[square][seen[square]]).mean(0) for square in squares], axis=0)
         residuals /= np.sqrt(np.maximum(noise, 1e-6))
     square_map = np.square(residuals).mean(-1)
     by_energy = np.square(residuals).sum((0, 1)) / max(seen.sum(), 1)
     chi2 = float(by_energy.mean())
     found = np.array([features(residuals[square][seen[square]]) for square in squares])
+    if squares:  # interpolation takes noise from pixels, not from their mean
+        found[:, : len(places)] *= np.sqrt(np.minimum(noise, 1))
     flagged, in_range = np.zeros(seen.shape, bool), None
     if reference is not None:
         in_range = _flag(flagged, squares, found, reference.of(places))
@@ -172,6 +181,8 @@ def check(
         expected=expected,
         scatter=expected * (1 - expected) * (1 + excess),
         probe_fwhm_nm=fwhm_nm,
+        gain=gain,
+        offset=offset,
         noise=noise,
         chi2_map=square_map,
         chi2_by_energy=by_energy,
@@ -247,6 +258,15 @@ def standardised(yields, expected, excess, errors, dose) -> np.ndarray:
     p = np.clip(expected, 0, 1)
     variance = np.maximum(dose * p * (1 - p) * (1 + excess), 1e-2) + (dose * errors) ** 2
     return dose * (yields - expected) / np.sqrt(variance)
+
+
+def _gain_and_offset(yields, expected):
+    """Of each energy [e], by least squares of yields on expected ones, both [pixel, e]."""
+    means = yields.mean(0, dtype=np.float64), expected.mean(0, dtype=np.float64)
+    away = yields - means[0], expected - means[1]
+    gain = (away[0] * away[1]).sum(0) / np.maximum((away[1] ** 2).sum(0), 1e-12)
+    gain = np.where(gain > 0.5, gain, 1.0)  # an image without contrast tells none
+    return gain, means[0] - gain * means[1]
 
 
 def _best_probe(sharp, yields, dose):

@@ -9,15 +9,16 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
+from bsevox_jax import forward
 from bsevox_jax.image_files import frames
 from bsevox_jax.sem_metadata import Refusal
 
 ELEMENTARY_CHARGE_C = 1.602176634e-19  # exact, SI 2019
-FILM_YIELDS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "film_yields.csv")
+RIM_PIXELS, FEWEST_PIXELS = 4, 64  # left out around areas of known material, and needed inside
 POSSIBLE_KEV, POSSIBLE_PIXEL_NM = (0.01, 300.0), (1e-3, 1e6)  # wider than any SEM; beyond is a slip or damage
 
 
@@ -113,58 +114,77 @@ def read(
     )
 
 
-def to_yields(recording: Recording, *, silicon: Any, copper: Any) -> np.ndarray:
-    """Yields, float32 [y, x, e]: gain and offset of each energy undone by two areas of known yield.
+def to_yields(
+    recording: Recording, *, silicon: np.ndarray, copper: np.ndarray, model: forward.ImageModel
+) -> np.ndarray:
+    """Yields, float32 [y, x, e]: gain and offset of each energy undone by two areas of known material.
 
-    The yields of the areas are those of films of 20 nm with nothing beneath (`film_yields`), as are the volumes
-    that networks learnt from. Where electrons reach deeper, a bulk area returns more and is no reference.
+    Copper fills a pad from the surface through the film, and silicon an area without copper below or above;
+    both are as deep as the image model, with nothing beneath. A pad is narrower than electrons go, so what it
+    returns is no property of copper alone: its yields and those of the silicon beside it are what the image
+    model expects of the pad in a field of silicon. Their rims are left out, for probe and drift.
 
     Args:
-        recording: see `read`.
-        silicon: area of a film of silicon: a mask, bool [y, x], or a pair of slices.
-        copper: likewise of copper, from the surface through the film.
+        recording: see `read`; of pixels of 1 nm.
+        silicon: the area, bool [y, x].
+        copper: all of the pad, bool [y, x].
+        model: `forward.load()`.
 
     Raises:
-        ValueError: an energy without known yields; an area without pixels; a contrast opposite to that of
-            copper and silicon; one line.
+        ValueError: an energy that the model does not know; an area that is too small; a contrast opposite to
+            that of copper and silicon, or one that the model itself is not sure of; one line.
     """
-    known_kev, films = film_yields()
+    known_kev = np.asarray(model.beam_energies_kev)
     places = [int(np.abs(known_kev - energy).argmin()) for energy in recording.beam_energies_kev]
     if not np.allclose(known_kev[places], recording.beam_energies_kev, rtol=1e-3):
         raise Refusal(
-            f"beam_energies_kev must be among those of known films, {_listed(known_kev)}; got "
+            f"beam_energies_kev must be among those of the image model, {_listed(known_kev)}; got "
             f"{_listed(recording.beam_energies_kev)}. Leave the others out."
         )
-    eta_si, eta_cu = films[:, places]
-    grey_si, grey_cu = (
-        _mean(recording.images, name, area) for name, area in (("silicon", silicon), ("copper", copper))
-    )
+    areas = {"silicon": silicon, "copper": copper}
+    inside = {name: _inside(name, area, recording.images) for name, area in areas.items()}
+    expected = {name: _expected(model, copper, area, places) for name, area in inside.items()}
+    (eta_si, _), (eta_cu, error) = expected["silicon"], expected["copper"]
+    grey_si, grey_cu = (recording.images[area].mean(axis=0, dtype=np.float64) for area in inside.values())
     contrasts = eta_cu - eta_si
-    for energy, contrast, grey in zip(recording.beam_energies_kev, contrasts, grey_cu - grey_si, strict=True):
-        if grey * contrast <= 0:
+    for energy, contrast, doubt, grey in zip(
+        recording.beam_energies_kev, contrasts, error, grey_cu - grey_si, strict=True
+    ):
+        if grey * contrast <= 0 or abs(contrast) < 3 * doubt:
             raise Refusal(
-                f"copper less silicon must be of one sign in grey values and in yields, {contrast:.3g}; got "
-                f"{grey:.4g} at {energy:g} keV. Check the areas, or leave this energy out."
+                f"copper less silicon must be of one sign in grey values and in yields, {contrast:.3g} +- "
+                f"{doubt:.1g}; got {grey:.4g} at {energy:g} keV. Check the areas, or leave this energy out."
             )
     return (eta_si + (recording.images - grey_si) * (contrasts / (grey_cu - grey_si))).astype(np.float32)
 
 
-def film_yields() -> tuple[np.ndarray, np.ndarray]:
-    """Energies, keV [e], and yields [2, e] of films of Si and of Cu, 20 nm thick, by the Monte Carlo."""
-    table = np.loadtxt(FILM_YIELDS, delimiter=",", skiprows=4)
-    return table[:, 0], table[:, [1, 3]].T
-
-
-def _mean(images, name, area):
-    try:
-        values = images[area].reshape(-1, images.shape[-1])
-    except (IndexError, ValueError) as error:
+def _inside(name, area, images):
+    """The area, bool [y, x], without its rim."""
+    area = np.asarray(area)
+    if area.shape != images.shape[:2] or area.dtype != bool:
         raise Refusal(
-            f"{name} must be a mask [y, x] or two slices; got {error}. Fit it to the images."
-        ) from error
-    if not len(values):
-        raise Refusal(f"{name} must be an area with pixels; got none. Give a mask [y, x] or two slices.")
-    return values.mean(axis=0, dtype=np.float64)
+            f"{name} must be a mask, bool {images.shape[:2]}; got {area.dtype} {area.shape}. Fit it to the "
+            "images."
+        )
+    inside = ndimage.binary_erosion(area, iterations=RIM_PIXELS)
+    if inside.sum() < FEWEST_PIXELS:
+        raise Refusal(
+            f"{name} must have {FEWEST_PIXELS} pixels inside a rim of {RIM_PIXELS}; got {inside.sum()}. Give "
+            "a larger area."
+        )
+    return inside
+
+
+def _expected(model, copper, area, places):
+    """Mean yields [e] that are expected in an area of a field of silicon with a pad of copper, and errors."""
+    margin = forward.reach(model.network)
+    rows, columns = (np.flatnonzero(area.any(axis)) for axis in (1, 0))
+    window = tuple(slice(max(0, of[0] - margin), of[-1] + 1 + margin) for of in (rows, columns))
+    depth = (1, 1, forward.depth(model))
+    labels = np.tile(np.where(copper, 2, 1).astype(np.uint8)[window][..., None], depth)
+    found = forward.expect_all(model, labels[None])
+    yields, errors = (np.asarray(of, np.float64)[0][area[window]] for of in (found.yields, found.errors))
+    return yields.mean(0)[places], errors.mean(0)[places]
 
 
 def _energies_kev(found, given, notes):

@@ -79,7 +79,7 @@ def reconstruct(
     *,
     electrons_per_pixel: float | Sequence[float],
     checkpoint: str | None = None,
-    noise_known: bool = True,
+    counted: bool = True,
     keep: str | None = None,
 ) -> Reconstruction:
     """Reconstructs a volume from images of pixels of 1 nm.
@@ -90,7 +90,7 @@ def reconstruct(
         electrons_per_pixel: dose, one for all images or one each.
         checkpoint: folder of an exported network; None: `compact` as shipped, or, where energies are
             missing, `instrument`.
-        noise_known: see `check.check`; False for grey values of an instrument.
+        counted: see `check.check`; False for grey values of an instrument.
         keep: file of the windows that are done, from which a stopped run goes on; the caller removes it.
 
     Raises:
@@ -111,7 +111,7 @@ def reconstruct(
         yields=yields,
         beam_energies_kev=energies_kev,
         electrons_per_pixel=tuple(dose.tolist()),
-        check=_check(yields, dose, probability, energies_kev, known, noise_known),
+        check=_check(yields, dose, probability, energies_kev, known, counted),
         assumptions=tuple(assumptions(yields.shape[:2], dose, energies_kev, export, known is not None)),
         network={
             "name": export.config["model"]["name"],
@@ -206,7 +206,7 @@ def _of_field(export, yields, present, keep):
     return found[:ny, :nx]
 
 
-def _check(yields, dose, probability, energies_kev, known, noise_known):
+def _check(yields, dose, probability, energies_kev, known, counted):
     """The re-simulation, if the shipped image model knows depth and energies."""
     model = forward.load()
     present = places(model, energies_kev)
@@ -221,7 +221,7 @@ def _check(yields, dose, probability, energies_kev, known, noise_known):
         probability,
         places=present,
         reference=reference,
-        noise_known=noise_known,
+        counted=counted,
     )
 
 

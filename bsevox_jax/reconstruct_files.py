@@ -16,6 +16,7 @@ from tqdm import tqdm
 import bsevox_jax
 from bsevox_jax import (
     checkpoint,
+    forward,
     imageio,
     instrument_files,
     measure,
@@ -41,7 +42,7 @@ class Images:
         stack: counts, integers, or yields, [y, x, e].
         beam_energies_kev: [e].
         electrons_per_pixel: one for all or one each.
-        noise_known: see `check.check`.
+        counted: see `check.check`.
         offset_nm: (y, x) of their corner from that of the images as they were recorded.
         registration: what was done to lay the images over each other, line by line.
         assumptions: of the reading.
@@ -50,7 +51,7 @@ class Images:
     stack: np.ndarray
     beam_energies_kev: tuple[float, ...]
     electrons_per_pixel: float | tuple[float, ...]
-    noise_known: bool = True
+    counted: bool = True
     offset_nm: tuple[float, float] = (0.0, 0.0)
     registration: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
@@ -76,7 +77,7 @@ def reconstruct_files(
         checkpoint_path: folder of an exported network; None: a shipped one.
         output_dir: folder of the results.
         silicon, copper: areas of a recording, rows and columns in pixels of its images: silicon alone, and
-            copper from the surface down, each as deep as the network's volume.
+            all of a pad of copper from the surface through the film; see `instrument_files.to_yields`.
         formats: of more files of the volume, see `volumes`.
         exact: simulate the images of the volume by the Monte Carlo as well, and compare.
         given: `beam_energies_kev`, `electrons_per_pixel`, and of recordings `pixel_nm` and `rows`, where the
@@ -92,14 +93,14 @@ def reconstruct_files(
         checkpoint.shipped("instrument") if images.registration else default_network(images.beam_energies_kev)
     )
     with imageio.unfinished(output_dir, _key(images, folder)) as keep:
-        found = reconstruct(
-            images.stack,
-            images.beam_energies_kev,
-            electrons_per_pixel=images.electrons_per_pixel,
-            checkpoint=folder,
-            noise_known=images.noise_known,
-            keep=keep,
+        settings = dict(
+            electrons_per_pixel=images.electrons_per_pixel, checkpoint=folder, counted=images.counted
         )
+        found = reconstruct(images.stack, images.beam_energies_kev, **settings, keep=keep)
+        if found.check is not None and not images.counted:
+            # The whole field tells gain and offset better than two areas, once it is known what it shows.
+            better = (images.stack - found.check.offset) / found.check.gain
+            found = reconstruct(better.astype(np.float32), images.beam_energies_kev, **settings)
         told = images.assumptions + found.assumptions
         found = dataclasses.replace(found, assumptions=told, offset_nm=images.offset_nm)
         if parallel.is_main_process():
@@ -143,7 +144,7 @@ def of_recording(recording: instrument_files.Recording, silicon: Area, copper: A
         name: _moved(name, area, recording.pixel_nm, laid)
         for name, area in (("silicon", silicon), ("copper", copper))
     }
-    yields = instrument_files.to_yields(aligned, **areas)
+    yields = instrument_files.to_yields(aligned, model=forward.load(), **areas)
     lines = registration.report_lines(found, recording.pixel_nm, recording.beam_energies_kev)
     y, x = laid.offset_nm
     lines.append(f"the field begins {y:g} nm below and {x:g} nm right of the corner of the images")
@@ -151,7 +152,7 @@ def of_recording(recording: instrument_files.Recording, silicon: Area, copper: A
         stack=yields,
         beam_energies_kev=recording.beam_energies_kev,
         electrons_per_pixel=tuple(dose * laid.electrons_factor for dose in recording.electrons_per_pixel),
-        noise_known=False,
+        counted=False,
         offset_nm=laid.offset_nm,
         registration=tuple(lines),
         assumptions=recording.assumptions + found.assumptions,
@@ -278,7 +279,7 @@ def _settings(found):
 
 
 def _moved(name, area, pixel_nm, laid):
-    """The area in the pixels of the images that were laid over each other."""
+    """The area as a mask of the images that were laid over each other."""
     places = []
     for axis, offset_nm, size in zip(area, laid.offset_nm, laid.images.shape[:2], strict=True):
         first = int(np.ceil((axis.start * pixel_nm - offset_nm) / VOXEL_NM - 1e-6))
@@ -290,7 +291,9 @@ def _moved(name, area, pixel_nm, laid):
                 f"{(offset_nm + size * VOXEL_NM) / pixel_nm:g}. Give y0:y1,x0:x1 inside."
             )
         places.append(slice(first, stop))
-    return tuple(places)
+    mask = np.zeros(laid.images.shape[:2], bool)
+    mask[tuple(places)] = True
+    return mask
 
 
 def _key(images, folder):

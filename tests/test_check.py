@@ -86,7 +86,7 @@ def test_a_dose_ten_times_lower_than_told_is_out_of_range_unless_the_noise_is_no
     y = images(model, specimens[2:3], dose=DOSE // 10, seed=10)[0]
     found = judged(model, reference, y, specimens[2])
     assert found.in_range is False and 8 < found.chi2 < 12
-    found = judged(model, reference, y, specimens[2], noise_known=False)
+    found = judged(model, reference, y, specimens[2], counted=False)
     assert found.noise.mean() == pytest.approx(10, rel=0.1) and found.chi2 == pytest.approx(1, abs=0.1)
 
 

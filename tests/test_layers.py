@@ -58,7 +58,7 @@ PACKAGE_ARROWS = {
     "similarity": {"sem_metadata"},
     "registration": {"sem_metadata", "similarity"},
     "image_files": {"sem_metadata"},
-    "instrument_files": {"image_files", "sem_metadata"},
+    "instrument_files": {"forward", "image_files", "sem_metadata"},
     "examples": {"imageio"},
     "data": {"examples", "parallel"},
     "checkpoint": {"data", "parallel"},
@@ -138,6 +138,7 @@ PACKAGE_ARROWS = {
     },
     "reconstruct_files": {
         "checkpoint",
+        "forward",
         "imageio",
         "instrument_files",
         "intervals",
