@@ -53,6 +53,11 @@ def reconstruct(options) -> None:
     given = _dose_and_energies(options) | {"formats": options.formats, "exact": options.exact}
     if options.pixel_nm is not None:
         given["pixel_nm"] = options.pixel_nm
+    if options.rows is not None:
+        rows = _slice("rows", options.rows)
+        given["rows"] = rows.start, rows.stop
+    if options.axes is not None:
+        given["axes"] = options.axes
     areas = {name: getattr(options, name) for name in ("silicon", "copper")}
     given |= {name: _area(name, text) for name, text in areas.items() if text is not None}
     found = reconstruct_files(options.input, options.checkpoint, options.output, **given)
@@ -100,21 +105,23 @@ MODES = {  # and the flags they need
 
 
 FLAGS = (  # name, kind, default, help
-    ("workdir", flags.DEFINE_string, None, "Train, evaluate: folder of the run. Evaluate without: the "
+    ("workdir", flags.DEFINE_string, None, "Train, evaluate, calibrate: folder of the run. Without: the "
      "network that is shipped."),
     ("input", flags.DEFINE_string, None, "Reconstruct: stack .npz, .npy or .tif, or the images of an "
      "instrument (folder, TIFF, HDF5, MRC). Simulate: .npy, .npz, or a phantom nanocube:<position>, "
      "nanowire:<radius_nm>[:<axis>], random:<seed>. "
      "Plan: box:<size_nm>:<depth_nm>."),
-    ("checkpoint", flags.DEFINE_string, None, "Reconstruct: exported network, <workdir>/export; default: the "
-     "shipped compact."),
+    ("checkpoint", flags.DEFINE_string, None, "Reconstruct: exported network, <workdir>/export; default: a "
+     "shipped one."),
     ("output", flags.DEFINE_string, None, "Reconstruct, simulate, plan: folder of the results."),
     ("formats", flags.DEFINE_list, [], "Reconstruct: more files of the volume, of ome-tiff, ome-zarr, "
      "mrc, hdf5, vti, stl, ply."),
     ("pixel_nm", flags.DEFINE_float, None, "Reconstruct: edge of a pixel, where the files do not tell."),
     ("silicon", flags.DEFINE_string, None, "Reconstruct: y0:y1,x0:x1, pixels of bare silicon in the images "
      "of an instrument."),
-    ("copper", flags.DEFINE_string, None, "Reconstruct: likewise of copper from the surface down."),
+    ("copper", flags.DEFINE_string, None, "Reconstruct: likewise of a whole pad of copper through the film."),
+    ("rows", flags.DEFINE_string, None, "Reconstruct: y0:y1, the rows of the field, without a data bar."),
+    ("axes", flags.DEFINE_string, None, "Reconstruct: order of the axes of HDF5, eyx or yxe."),
     ("exact", flags.DEFINE_bool, False, "Reconstruct: compare with images of the volume by the Monte Carlo."),
     ("precision_nm", flags.DEFINE_float, 1.0, "Plan: wanted standard error of position, depth and size."),
     ("beam_energies_kev", flags.DEFINE_list, None, "Reconstruct, simulate: ascending, as 0.5,1,1.5."),
@@ -212,15 +219,19 @@ def _dose_and_energies(options):
 
 def _area(name, text):
     """Rows and columns of y0:y1,x0:x1."""
+    rows, comma, columns = text.partition(",")
+    if not comma:
+        raise ValueError(f"--{name} must be y0:y1,x0:x1 in pixels; got {text}. Give e.g. 12:44,52:84.")
+    return _slice(name, rows), _slice(name, columns)
+
+
+def _slice(name, text):
+    """Of first:stop."""
     try:
-        rows, columns = (slice(*(int(end) for end in axis.split(":"))) for axis in text.split(","))
-        if None in (rows.start, columns.start) or rows.step or columns.step:
-            raise ValueError
+        first, stop = (int(end) for end in text.split(":"))
     except ValueError as error:
-        raise ValueError(
-            f"--{name} must be y0:y1,x0:x1 in pixels; got {text}. Give e.g. 12:44,52:84."
-        ) from error
-    return rows, columns
+        raise ValueError(f"--{name} must be pixels first:stop; got {text}. Give e.g. 12:44.") from error
+    return slice(first, stop)
 
 
 def _turn_on_compilation_cache():

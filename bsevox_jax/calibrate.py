@@ -7,9 +7,19 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from bsevox_jax import check, checkpoint, data, forward, intervals, measure, metrics, parallel, stream
+from bsevox_jax import (
+    check,
+    checkpoint,
+    data,
+    forward,
+    inference,
+    intervals,
+    measure,
+    metrics,
+    parallel,
+    stream,
+)
 from bsevox_jax.calibration import Calibration, bent, fit_curve, reliability, save
-from bsevox_jax.examples import Examples
 from bsevox_jax.inference import check_energies, cu_probability
 
 VOXEL_NM = 1.0  # of the specimens
@@ -34,7 +44,13 @@ def calibrate(config: ConfigDict, workdir: str | None = None) -> Calibration:
     folder, _ = checkpoint.of_run(workdir, config.shipped or config.model.name)
     export = checkpoint.load_export(folder)
     held_out = config.data.held_out or config.data.config
-    examples = data.load(config.data.data_dir, held_out, needs=("validation",))["validation"]
+    if workdir is None and config.data.source != export.config["data"]["source"]:
+        raise ValueError(
+            f"a shipped network is calibrated by its own configuration; got another for {folder}. Give "
+            "--workdir."
+        )
+    examples = data.load(config.data.data_dir, held_out, needs=("validation",), **config.simulator)
+    examples = examples["validation"]
     check_energies(examples.beam_energies_kev, export)
     probability = cu_probability(export, examples.counts, examples.electrons_per_pixel)
     is_cu = data.copper(examples.labels)
@@ -45,10 +61,10 @@ def calibrate(config: ConfigDict, workdir: str | None = None) -> Calibration:
     images = [(counts / dose, dose, p) for counts, p in zip(examples.counts, calibrated, strict=True)]
     truth = [*is_cu]
     if config.data.source == "forward":
-        drawn, doses, labels = _drawn(config, export)
+        drawn, doses, labels = _drawn(config, export, examples)
         images += [*zip(drawn, doses, bent(cu_probability(export, drawn, 1), curve), strict=True)]
         truth += [*data.copper(labels)]
-    reference = _reference(images)
+    reference = _reference(images, export.beam_energies_kev)
     pairs = _measured(truth, [volume for _, _, volume in images], threshold)
     before, after = (reliability(p, is_cu)["expected_calibration_error"] for p in (probability, calibrated))
     about = {
@@ -77,17 +93,10 @@ def _best_threshold(probability, is_cu):
     return float(max(THRESHOLDS, key=mean_iou))
 
 
-def _drawn(config, export):
+def _drawn(config, export, examples):
     """Yields [n, y, x, e], doses [n] and labels of specimens drawn and imaged as in training."""
-    like = Examples(
-        np.zeros((1, *export.field, len(export.beam_energies_kev)), np.uint16),
-        np.ones((1, *export.field, config.model.depth), np.uint8),
-        export.electrons_per_pixel,
-        export.beam_energies_kev,
-        export.dataset,
-    )
     settings = {**config.data.forward.to_dict(), "missing": 0.0}
-    source = stream.start(like, export.normalisation, seed=config.seed, symmetries=True, **settings)
+    source = stream.start(examples, export.normalisation, seed=config.seed, symmetries=True, **settings)
     numbers = FIRST_DRAWN + np.arange(DRAWN)
     labels = np.asarray(jax.vmap(source.specimen)(numbers))
     expected = forward.expect_all(source.model, labels)
@@ -97,14 +106,19 @@ def _drawn(config, export):
     return np.asarray(yields), np.asarray(doses), labels
 
 
-def _reference(images):
+def _reference(images, beam_energies_kev):
     """Of triples of yields, dose and probability."""
     model, found, chi2 = forward.load(), [], []
+    present = inference.places(model, beam_energies_kev)
+    if not np.allclose(np.asarray(model.beam_energies_kev)[present], beam_energies_kev, rtol=1e-3):
+        raise ValueError(
+            f"a calibration needs energies of the image model; got {beam_energies_kev}. Use some of those."
+        )
     for yields, dose, probability in tqdm(images, "re-simulating", delay=2, leave=False):
-        judged = check.check(model, yields, dose, probability)
-        found.append(judged.features)
-        chi2.append(judged.chi2)
-    return check.Reference(np.concatenate(found), np.array(chi2))
+        judged = check.check(model, yields, dose, probability, places=present)
+        found += [*judged.features]
+        chi2 += [judged.chi2] * len(judged.features)
+    return check.Reference(np.array(found), np.array(chi2))
 
 
 def _measured(truth, volumes, threshold):

@@ -105,12 +105,13 @@ def load(folder: str, export: checkpoint.Export) -> Calibration | None:
     try:
         with np.load(path) as file:
             about = json.loads(str(file["about"]))
+            sha256 = about["sha256"]
             reference = check.Reference(file["features"].astype(np.float64), file["chi2"].astype(np.float64))
             margins_nm = json.loads(str(file["margins_nm"]))
             curve, threshold = tuple(file["curve"].tolist()), float(file["threshold"])
             found = Calibration(curve, margins_nm, threshold, reference, about)
     except Exception as error:
         raise OSError(f"the calibration must be readable; got a damaged {path}. Calibrate again.") from error
-    if about["sha256"] != export.sha256:
+    if sha256 != export.sha256:
         raise OSError(f"the calibration must be that of the weights; got another in {path}. Calibrate again.")
     return found

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.ndimage import gaussian_filter
+from scipy import ndimage
 
 from bsevox_jax import forward, tiles
 from bsevox_jax.observe import SIGMAS_PER_FWHM
@@ -25,11 +25,13 @@ FEWEST = 40  # pixels with matter in a square that is judged
 SQUARE = 20  # pixels, the field of the specimens that the network learnt from
 WINDOW = 96  # pixels, of which the image model makes images at once
 EMPTY = 0.15  # of the signal of silicon, all energies together: less comes from no film
+NEAR = 10  # pixels around vacuum where columns may be partly vacuum
 CLIMBS, CLIMB = 25, 0.4  # steps to the share of silicon in a column, and their size
 PROBES_NM = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 TRIMMED = 0.02  # of the reference at either end of each feature
 SHRINKAGE = 0.1  # of the covariance towards its diagonal (Ledoit and Wolf 2004, with a fixed share)
 EXPLAINED = 1.2  # largest chi^2; errors of the image model alone make up to 1.11 (docs/forward.md)
+FEWEST_EXPLAINED = 10  # specimens of a reference
 ACCEPTED = 0.97  # of the reference are within the range
 CLEARLY = 0.02  # share by which a probe must lessen the misfit, to be believed
 SEARCHED = 256  # pixels along y and x in the middle of the field, where the width of the probe is looked for
@@ -50,12 +52,19 @@ class Reference:
     def of(self, places: list[int]) -> "Reference":
         """The same without the energies that are not at these places."""
         energies = self.features.shape[1] // 2
-        columns = [*places, *(energies + np.asarray(places)), 2 * energies]
+        columns = [*places, *(energies + np.asarray(places))]
+        if len(places) == energies:  # the greatest of fewer correlations is another quantity
+            columns.append(2 * energies)
         return Reference(self.features[:, columns], self.chi2)
 
     def outside(self, found: np.ndarray) -> np.ndarray:
         """Whether features [m, 2 e + 1] lie farther out than nearly all of explained specimens, bool [m]."""
-        return _distance(self._explained_features, found) > self._limit
+        return _distance(self._explained_features, found[:, : self.features.shape[1]]) > self._limit
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether so many specimens are explained that a distance from them means anything."""
+        return len(self._explained_features) >= FEWEST_EXPLAINED
 
     @functools.cached_property
     def _explained_features(self):
@@ -121,7 +130,7 @@ class Check:
         if not self.explains:
             lines.append("the reconstruction does NOT explain its images: do not trust it")
         if self.in_range is None:
-            lines.append("the network has no reference: whether its range holds these images is not known")
+            lines.append("whether the network knows such images is not known: nothing to compare them with")
         if self.in_range is False:
             share = self.flagged.mean()
             lines.append(
@@ -160,7 +169,7 @@ def check(
     fwhm_nm, (expected, excess, errors) = _best_probe(sharp, yields, dose)
     seen = expected.sum(-1) > EMPTY * silicon_yields(model)[places].sum()
     gain, offset, noise = np.ones(len(places)), np.zeros(len(places)), np.ones(len(places), np.float32)
-    if not counted:
+    if not counted and seen.any():
         gain, offset = _gain_and_offset(yields[seen], expected[seen])
         yields = (yields - offset) / gain
     residuals = standardised(yields, expected, excess, errors, dose) * seen[..., None]
@@ -176,7 +185,8 @@ def check(
         found[:, : len(places)] *= np.sqrt(np.minimum(noise, 1))
     flagged, in_range = np.zeros(seen.shape, bool), None
     if reference is not None:
-        in_range = _flag(flagged, squares, found, reference.of(places))
+        known = reference.of(places)
+        in_range = _flag(flagged, squares, found, known) if known.is_enough else None
     return Check(
         expected=expected,
         scatter=expected * (1 - expected) * (1 + excess),
@@ -203,20 +213,21 @@ def silicon_yields(model: forward.ImageModel) -> np.ndarray:
 def expected_images(model, probability, yields, dose, places) -> np.ndarray:
     """Yields, excess and errors, float32 [3, y, x, e], expected of a reconstruction.
 
-    What is not copper is silicon. Where pixels give next to nothing there is vacuum, and the share of
-    silicon in every column is then fitted to the images as well.
+    What is not copper is silicon. Where pixels give next to nothing there is vacuum; near them the share of
+    silicon in every column is fitted to the images as well.
     """
     film = silicon_yields(model)[places]
     signal = np.maximum(yields.sum(-1, keepdims=True), 0) / film.sum()
-    some_vacuum = bool((signal < EMPTY).any())
-    images = functools.partial(_images, model, tuple(places), some_vacuum, dose)
+    vacuum = ndimage.binary_dilation(signal[..., 0] < EMPTY, iterations=NEAR)[..., None]
     depth = probability.shape[-1]
 
     def of_windows(batch):
-        found = images(*np.split(batch, [depth, depth + 1], axis=-1))
+        probability, vacuum, signal, yields = np.split(batch, [depth, depth + 1, depth + 2], axis=-1)
+        some = bool(vacuum.any())
+        found = _images(model, tuple(places), some, dose, probability, vacuum[..., 0], signal, yields)
         return np.concatenate([np.asarray(field) for field in found], axis=-1)
 
-    together = np.concatenate([probability, signal, yields], axis=-1).astype(np.float32)
+    together = np.concatenate([probability, vacuum, signal, yields], axis=-1).astype(np.float32)
     halo = forward.reach(model.network)
     size, channels = WINDOW + 2 * halo, (3 * len(places),)
     found = tiles.tiled(
@@ -226,11 +237,13 @@ def expected_images(model, probability, yields, dose, places) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _images(model, places, some_vacuum, dose, probability, signal, yields):
+def _images(model, places, some_vacuum, dose, probability, vacuum, signal, yields):
     places = jnp.asarray(places)
 
     def expect(logit):
-        silicon = (1 - probability) * jax.nn.sigmoid(logit) if some_vacuum else 1 - probability
+        silicon = 1 - probability
+        if some_vacuum:
+            silicon = silicon * jnp.where(vacuum[..., None] > 0, jax.nn.sigmoid(logit), 1)
         found = forward.expect(model, jnp.stack([silicon, probability], axis=-1))
         return forward.Expected(*(field[..., places] for field in found))
 
@@ -274,7 +287,7 @@ def _best_probe(sharp, yields, dose):
 
     def blurred(images, fwhm_nm):
         sigma = fwhm_nm * SIGMAS_PER_FWHM
-        return gaussian_filter(images, (0, sigma, sigma, 0), mode="reflect") if sigma else images
+        return ndimage.gaussian_filter(images, (0, sigma, sigma, 0), mode="reflect") if sigma else images
 
     def misfit(fwhm_nm):
         images = blurred(sharp[:, *middle], fwhm_nm)
@@ -308,9 +321,9 @@ def _squares(seen):
 
 
 def _flag(flagged, squares, found, reference):
-    """Flags the squares that lie outside of the reference; returns whether they are few enough."""
-    if not squares:  # vacuum all over
-        return True
+    """Flags the squares outside of the reference; whether they are few enough, None if none can be judged."""
+    if not squares:  # vacuum all over, or next to no pixels
+        return None
     outside = reference.outside(found)
     for square in itertools.compress(squares, outside):
         flagged[square] = True

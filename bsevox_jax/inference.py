@@ -27,8 +27,8 @@ def check_energies(beam_energies_kev: Sequence[float], export: Export) -> None:
     share = settings["forward"].get("missing", 0.0) if settings["source"] == "forward" else 0.0
     fewest = len(trained) - int(share * len(trained))
     given = np.asarray(beam_energies_kev, np.float64).reshape(-1)
-    known = np.isclose(given[:, None], trained, rtol=1e-3).any(1)
-    if not (known.all() and fewest <= len(given) <= len(trained)):
+    known = np.isclose(given[:, None], trained, rtol=1e-3)
+    if not (known.any(1).all() and known.sum(0).max() <= 1 and fewest <= len(given) <= len(trained)):
         some = "" if fewest == len(trained) else f", {fewest} of them at least"
         raise ValueError(
             f"beam_energies_kev must be those of the network, {_listed(trained)}{some}; "
@@ -43,7 +43,7 @@ def places(knows: Any, beam_energies_kev: Sequence[float]) -> list[int]:
     ]
 
 
-def cu_probability(export: Export, counts: np.ndarray, electrons_per_pixel: int) -> np.ndarray:
+def cu_probability(export: Export, counts: np.ndarray, electrons_per_pixel: float) -> np.ndarray:
     """The network's probability of Cu, float32 [n, y, x, z], of counts [n, y, x, e]; see `asked`."""
     return asked(export)(np.asarray(counts) / electrons_per_pixel)
 

@@ -134,6 +134,8 @@ def to_yields(
         ValueError: an energy that the model does not know; an area that is too small; a contrast opposite to
             that of copper and silicon, or one that the model itself is not sure of; one line.
     """
+    if not math.isclose(recording.pixel_nm, 1, rel_tol=0.01):
+        raise Refusal(f"pixels must be of 1 nm; got {recording.pixel_nm:g}. Resample them, see registration.")
     known_kev = np.asarray(model.beam_energies_kev)
     places = [int(np.abs(known_kev - energy).argmin()) for energy in recording.beam_energies_kev]
     if not np.allclose(known_kev[places], recording.beam_energies_kev, rtol=1e-3):

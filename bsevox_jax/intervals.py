@@ -60,7 +60,8 @@ def widened(body: Body, margins_nm: dict[str, float]) -> Body:
         margin = margins_nm.get(kind)
         for name, _ in quantities if margin is not None else ():
             value, low, high = getattr(body, name)
-            changed[name] = Estimate(value, min(value, low - margin), max(value, high + margin))
+            low, high = min(value, low - margin), max(value, high + margin)
+            changed[name] = Estimate(value, max(low, 0.0), high)  # nothing is shorter or higher than that
     return dataclasses.replace(body, **changed)
 
 

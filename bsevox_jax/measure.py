@@ -1,7 +1,7 @@
 """Bodies of Cu in a reconstruction, measured in nm.
 
-    probability = reconstruct.reconstruct("stack.tif", None, "out")
-    measure.write_csv("out/bodies.csv", measure.bodies(probability, reconstruct.VOXEL_NM))
+    found = reconstruct_files.reconstruct_files("stack.tif", None, "out")
+    measure.write_csv("out/more.csv", measure.bodies(found.probability, found.voxel_nm))
 
 **What is measured.** A body is what is connected through faces of voxels above the threshold. To it belongs
 its soft edge: the connected voxels of at least 5 %, each to the nearest body, and one layer more. Along an

@@ -114,7 +114,7 @@ def reconstruct(
         check=_check(yields, dose, probability, energies_kev, known, counted),
         assumptions=tuple(assumptions(yields.shape[:2], dose, energies_kev, export, known is not None)),
         network={
-            "name": export.config["model"]["name"],
+            "name": export.config.get("shipped") or export.config["model"]["name"],
             "trained_on": export.dataset,
             "sha256": export.sha256,
             "calibration": None if known is None else known.about,
@@ -140,12 +140,9 @@ def check_exactly(found: Reconstruction, *, seed: int = 0, progress: Callable | 
     Raises:
         ValueError: the reconstruction has no check; one line.
     """
-    if found.check is None:
-        raise ValueError(
-            "an exact check needs that of the image model; got none. Use energies that it knows."
-        )
-    dose = np.asarray(found.electrons_per_pixel)
-    seen = found.check.chi2_map > 0
+    if found.check is None or not (found.check.chi2_map > 0).any():
+        raise ValueError("an exact check needs that of the image model; got none. Use its energies.")
+    dose, seen = np.asarray(found.electrons_per_pixel), found.check.chi2_map > 0
     simulated = sim.simulate_bse(
         np.where(seen[..., None], found.labels, 0).astype(np.uint8),
         electrons_per_pixel=max(1, round(dose.min())),
@@ -156,7 +153,8 @@ def check_exactly(found: Reconstruction, *, seed: int = 0, progress: Callable | 
     )
     per_electron = found.check.noise / dose + 1 / simulated.electrons_per_pixel
     variance = np.maximum(found.check.scatter, 1e-5) * per_electron
-    square = (found.yields - simulated.yields)[seen] ** 2 / variance[seen]
+    yields = (found.yields - found.check.offset) / found.check.gain
+    square = (yields - simulated.yields)[seen] ** 2 / variance[seen]
     return {
         "chi2": float(square.mean()),
         "chi2_by_energy": square.mean(0).tolist(),
@@ -168,7 +166,7 @@ def default_network(beam_energies_kev: Sequence[float]) -> str:
     """The folder of the shipped network for these energies: `compact` for all of them, else `instrument`."""
     compact = shipped("compact")
     trained = load_export(compact).beam_energies_kev
-    complete = len(trained) == len(beam_energies_kev) and np.allclose(trained, beam_energies_kev)
+    complete = len(trained) == len(beam_energies_kev) and np.allclose(trained, beam_energies_kev, rtol=1e-3)
     return compact if complete else shipped("instrument")
 
 
@@ -186,6 +184,7 @@ def _checked(stack, beam_energies_kev, electrons_per_pixel):
         # No image may hold more electrons than came, of the highest dose at least.
         found = imageio.check_stack(stack, beam_energies_kev, np.ceil(dose.max()))
         energies_kev, images = found.beam_energies_kev, found.counts / dose
+        imageio.check_yields(images, energies_kev)
     else:
         energies_kev, images = imageio.check_yields(stack, beam_energies_kev), stack
     return images.astype(np.float32), energies_kev, np.broadcast_to(dose, len(energies_kev))
@@ -202,7 +201,9 @@ def _of_field(export, yields, present, keep):
     fold = 2 ** (len(export.config["model"]["widths"]) - 1)
     padded = np.pad(yields, ((0, -ny % fold), (0, -nx % fold), (0, 0)), mode="symmetric")
     depth = (export.config["model"]["depth"],)
-    found = tiles.tiled(ask, padded, channels=depth, width=WINDOW, halo=halo, keep=keep, about="volume")
+    found = tiles.tiled(
+        ask, padded, channels=depth, width=max(WINDOW, 4 * halo), halo=halo, keep=keep, about="volume"
+    )
     return found[:ny, :nx]
 
 
@@ -254,6 +255,8 @@ def assumptions(
         lines.append("beyond the border of the images lies their mirror image")
     if missing := len(export.beam_energies_kev) - len(beam_energies_kev):
         lines.append(f"{missing} of the energies of the network are missing; depth is known the less")
+        if calibrated:
+            lines.append("probabilities and intervals were calibrated with all energies")
     low, high = export.doses
     if not (low <= electrons_per_pixel.min() and electrons_per_pixel.max() <= high):
         trained = f"{high:g}" if low == high else f"{low:g} to {high:g}"

@@ -2,7 +2,7 @@
 
 A stack of counts (`imageio.read_stack`) is taken as it is. Images of an instrument (`instrument_files`) are
 laid over each other, brought to pixels of 1 nm, and turned from grey values into yields by two areas that the
-caller knows: bare silicon, and copper from the surface down.
+caller knows: bare silicon, and a pad of copper.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from bsevox_jax.reconstruct import VOXEL_NM, Reconstruction, check_exactly, defa
 
 RECORDINGS = (".h5", ".hdf5", ".hspy", ".mrc")  # which only instruments write; TIFF may be either
 WRITTEN = "volume.npz, volume.tif, picture.png, report.html, summary.json, bodies.csv and bodies.json"
+MARGIN = f"soft edge and a margin; {COVERED:.0%} in calibration, but for volumes and angles"
 Area = tuple[slice, slice]
 
 
@@ -70,7 +71,7 @@ def reconstruct_files(
 ) -> Reconstruction:
     """Reconstructs what a path holds and writes `WRITTEN` and the formats asked for.
 
-    A run that was stopped goes on from the windows of the field that it had finished.
+    A run that was stopped goes on from the windows of the field that it had finished in its first pass.
 
     Args:
         path: a stack, see `imageio.read_stack`, or a recording, see `instrument_files.read`.
@@ -80,8 +81,8 @@ def reconstruct_files(
             all of a pad of copper from the surface through the film; see `instrument_files.to_yields`.
         formats: of more files of the volume, see `volumes`.
         exact: simulate the images of the volume by the Monte Carlo as well, and compare.
-        given: `beam_energies_kev`, `electrons_per_pixel`, and of recordings `pixel_nm` and `rows`, where the
-            files do not tell.
+        given: `beam_energies_kev`, `electrons_per_pixel`, and of recordings `pixel_nm`, `rows` and `axes`,
+            where the files do not tell.
 
     Raises:
         FileNotFoundError, OSError: images or network missing or damaged, or the disk is full.
@@ -114,7 +115,7 @@ def read(path: str, *, silicon: Area | None = None, copper: Area | None = None, 
     """The images of a stack or a recording; arguments as of `reconstruct_files`."""
     is_recording = os.path.isdir(path) or os.path.splitext(path)[1].lower() in RECORDINGS
     if not is_recording and silicon is None and copper is None:
-        if more := [name for name in ("pixel_nm", "rows") if name in given]:
+        if more := [name for name in ("pixel_nm", "rows", "axes") if name in given]:
             raise ValueError(
                 f"--{more[0]} is for the images of an instrument; got a stack of counts, {path}. Leave it "
                 "out, or give --silicon and --copper."
@@ -126,7 +127,7 @@ def read(path: str, *, silicon: Area | None = None, copper: Area | None = None, 
         raise ValueError(
             "grey values of an instrument need two areas of known yield; got "
             f"{'no' if silicon is None else 'only'} --silicon in {path}. Give --silicon=y0:y1,x0:x1 of bare "
-            "silicon and --copper=y0:y1,x0:x1 of copper from the surface down, in pixels."
+            "silicon and --copper=y0:y1,x0:x1 of a whole pad of copper through the film, in pixels."
         )
     return of_recording(recording, silicon, copper)
 
@@ -179,7 +180,7 @@ def write(
             file.write(imageio.json_text(facts))
         _write_pictures(folder, title, found, registration_lines)
         measure.write_csv(os.path.join(folder, "bodies.csv"), found.bodies)
-        told = () if found.margins_nm is None else (f"soft edge and a margin; {COVERED:.0%} in calibration",)
+        told = () if found.margins_nm is None else (MARGIN,)
         measure.write_json(os.path.join(folder, "bodies.json"), found.bodies, about, *told)
         if formats:
             volumes.write(
@@ -212,9 +213,10 @@ def summary(found: Reconstruction) -> dict:
 
 
 def _write_arrays(folder, found, about):
+    dose = np.asarray(found.electrons_per_pixel)
     arrays = {
         "beam_energies_kev": found.beam_energies_kev,
-        "electrons_per_pixel": np.unique(found.electrons_per_pixel).squeeze(),
+        "electrons_per_pixel": dose[0] if (dose == dose[0]).all() else dose,
         "threshold": found.threshold,
     }
     if found.check is not None:

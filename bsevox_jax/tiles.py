@@ -78,17 +78,16 @@ def tiled(
 
 def _kept(path, shape):
     """An array in a file, NaN where nothing has been computed yet."""
-    if os.path.exists(path):
+    try:
         kept = np.load(path, mmap_mode="r+")
         if kept.shape == shape:
             return kept
+    except (OSError, ValueError, EOFError):  # none, or damaged
+        pass
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.new"
-    kept = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-    kept[:] = np.nan
-    kept.flush()
-    os.replace(temporary, path)
-    return kept
+    with open(path, "wb") as file:  # written, not mapped, so that a full disk is an error and no signal
+        np.save(file, np.full(shape, np.nan, np.float32))
+    return np.load(path, mmap_mode="r+")
 
 
 def _place(piece):

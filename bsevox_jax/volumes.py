@@ -1,7 +1,7 @@
 """Reconstructions in the files of other programs.
 
-    probability = reconstruct.reconstruct("stack.tif", None, "out")
-    volumes.write("out", probability, reconstruct.VOXEL_NM, {"stack": "stack.tif"})
+    found = reconstruct_files.reconstruct_files("stack.tif", None, "out")
+    volumes.write("out", found.probability, found.voxel_nm, {"stack": "stack.tif"})
 
 All files share the frame of `ORIENTATION`, so volumes and surfaces lie on each other. In three dimensions,
 programs whose y points up show it turned about x, not mirrored; single slices they show upside down.

@@ -76,4 +76,4 @@ def test_of_the_reference_nearly_none_are_outside():
     assert reference.outside(drawn(2000)).mean() < 0.06
     far = drawn(2000) + 12 * np.sqrt((mixed**2).sum(0)) * (np.arange(41) == 7)
     assert reference.outside(far).mean() > 0.95
-    assert reference.of([0, 5]).features.shape == (300, 5)
+    assert reference.of([0, 5]).features.shape == (300, 4)

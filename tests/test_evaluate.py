@@ -110,6 +110,7 @@ def tested_elsewhere(evaluated, tmp_path_factory):
     return data_dir, splits, evaluate(config, str(folder / "run"))
 
 
+@pytest.mark.slow
 def test_structures_of_the_test_set_are_taken_at_its_dose(evaluated, tested_elsewhere):
     folder, (data_dir, splits, results) = evaluated[0], tested_elsewhere
     assert [path.name for path in data_dir.iterdir()] == ["test.npz"], "nothing was simulated"

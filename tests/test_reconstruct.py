@@ -104,7 +104,8 @@ def test_a_calibrated_network_gives_calibrated_probabilities_and_a_verdict(netwo
     assert found.threshold == 0.3 and found.in_range is False and found.check.explains is False
     assert not any("calibrated" in line for line in found.assumptions)
     for body, soft in zip(found.bodies, measure.bodies(found.probability, 1.0, 0.3), strict=True):
-        assert body.top_nm == pytest.approx((soft.top_nm.value, soft.top_nm.low - 2, soft.top_nm.high + 2))
+        value, low, high = soft.top_nm
+        assert body.top_nm == pytest.approx((value, max(low - 2, 0), high + 2))
         assert body.width_x_nm == soft.width_x_nm
 
 

@@ -54,6 +54,7 @@ def test_set_built_from_the_shipped_file_has_the_bytes_of_the_simulated_one(conf
     assert not (tmp_path / "packed" / "bse_voxels_chunks").exists()
 
 
+@pytest.mark.slow
 def test_loading_reads_the_shipped_file_and_gives_what_tfds_gives(config, tmp_path):
     splits = data.load(str(tmp_path / "none"), config.name, needs=("train",))
     assert not (tmp_path / "none").exists() and list(splits) == list(SPLITS)
