@@ -69,7 +69,9 @@ def held(known, is_cu, probability) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="compact")
-    parser.add_argument("--specimens", type=int, default=200, help="of standard-test")
+    parser.add_argument(
+        "--specimens", type=int, default=200, help="of standard-test, whose images are spoilt; 0: none"
+    )
     parser.add_argument("--output", default="", help="file of the JSON object")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -87,10 +89,11 @@ def main() -> None:
     found["iou_at_threshold"] = float(np.mean(iou_cu(calibrated, test.labels, known.threshold)))
     found["threshold"] = known.threshold
     found["intervals"] = held(known, is_cu, calibrated)
-    counts = test.counts[: options.specimens].astype(np.int64)
+    kinds = (
+        spoilt(test.counts[: options.specimens].astype(np.int64), options.seed) if options.specimens else {}
+    )
     found["range"] = {
-        name: judged(export, known, model, images, dose)
-        for name, images in tqdm(spoilt(counts, options.seed).items())
+        name: judged(export, known, model, images, dose) for name, images in tqdm(kinds.items())
     }
     if options.output:
         with imageio.whole_files(os.path.dirname(os.path.abspath(options.output))) as temporary:
