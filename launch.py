@@ -51,13 +51,11 @@ def reconstruct(options) -> None:
     from bsevox_jax.reconstruct_files import WRITTEN, reconstruct_files
 
     given = _dose_and_energies(options) | {"formats": options.formats, "exact": options.exact}
-    if options.pixel_nm is not None:
-        given["pixel_nm"] = options.pixel_nm
+    more = {name: getattr(options, name) for name in ("pixel_nm", "axes")}
+    given |= {name: value for name, value in more.items() if value is not None}
     if options.rows is not None:
         rows = _slice("rows", options.rows)
         given["rows"] = rows.start, rows.stop
-    if options.axes is not None:
-        given["axes"] = options.axes
     areas = {name: getattr(options, name) for name in ("silicon", "copper")}
     given |= {name: _area(name, text) for name, text in areas.items() if text is not None}
     found = reconstruct_files(options.input, options.checkpoint, options.output, **given)

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from benchmarks import interconnect
 from bsevox_jax import forward, imageio, observe, sim, tiles
 from bsevox_jax.reconstruct import reconstruct
+from bsevox_jax.sim.files import whole_file
 
 DOSE = 1000
 SIZES = (256, 512, 1024)
@@ -84,9 +86,8 @@ def main() -> None:
         fields.append(json.loads(done.stdout.splitlines()[-1]))
     text = json.dumps({"electrons_per_pixel": DOSE, "fields": fields}, indent=1)
     if options.output:
-        with imageio.whole_files(folder) as temporary:
-            with open(os.path.join(temporary, os.path.basename(options.output)), "w") as file:
-                file.write(text)
+        with whole_file(options.output) as path:
+            Path(path).write_text(text)
     print(text)
 
 

@@ -25,6 +25,7 @@ from absl import app, flags
 from scipy.ndimage import distance_transform_edt
 
 from bsevox_jax import checkpoint, data, forward, likelihood, observe
+from bsevox_jax.calibration import reliability
 from bsevox_jax.evaluate import iou_cu
 from bsevox_jax.inference import cu_probability
 from bsevox_jax.parallel import processor
@@ -203,15 +204,10 @@ def eroded(body: np.ndarray) -> np.ndarray:
 
 def calibration(probability: np.ndarray, labels: np.ndarray) -> dict:
     """Share of copper among the voxels of every bin of probability."""
-    p, cu = probability.ravel(), (labels == 2).ravel()
-    bins = np.minimum((p * BINS).astype(int), BINS - 1)
-    voxels = np.bincount(bins, minlength=BINS)
-    share, stated = (np.bincount(bins, w, minlength=BINS) / np.maximum(voxels, 1) for w in (cu, p))
-    return {
-        "stated": stated.tolist(),
-        "found": share.tolist(),
-        "voxels": voxels.tolist(),
-        "expected_calibration_error": float((np.abs(share - stated) * voxels).sum() / voxels.sum()),
+    curve = reliability(probability, labels == 2, BINS)
+    names = {"stated": "stated", "found": "share", "voxels": "voxels"}
+    return {name: curve[of].tolist() for name, of in names.items()} | {
+        "expected_calibration_error": curve["expected_calibration_error"]
     }
 
 

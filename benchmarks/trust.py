@@ -10,14 +10,15 @@ Prints one JSON object.
 
 import argparse
 import json
-import os
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from bsevox_jax import calibration, check, checkpoint, data, forward, imageio, inference, intervals, measure
+from bsevox_jax import calibration, check, checkpoint, data, forward, inference, intervals
+from bsevox_jax.calibrate import measured
 from bsevox_jax.evaluate import iou_cu
-from bsevox_jax.reconstruct import VOXEL_NM
+from bsevox_jax.sim.files import whole_file
 
 
 def spoilt(counts: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -58,10 +59,7 @@ def judged(export, known, model, counts, dose) -> dict:
 
 def held(known, is_cu, probability) -> dict:
     """Share of true values that intervals of bodies hold, and their number: by the soft edge, and widened."""
-    pairs = []
-    for truth, volume in zip(np.asarray(is_cu, np.float32), probability, strict=True):
-        bodies = measure.bodies(volume, VOXEL_NM, known.threshold)
-        pairs += intervals.matched(measure.bodies(truth, VOXEL_NM), bodies)
+    pairs = measured(is_cu, probability, known.threshold)
     widened = [(true, intervals.widened(found, known.margins_nm)) for true, found in pairs]
     return {"soft edge": intervals.coverage(pairs), "widened": intervals.coverage(widened)}
 
@@ -95,11 +93,12 @@ def main() -> None:
     found["range"] = {
         name: judged(export, known, model, images, dose) for name, images in tqdm(kinds.items())
     }
+    text = json.dumps(found, indent=1)
     if options.output:
-        with imageio.whole_files(os.path.dirname(os.path.abspath(options.output))) as temporary:
-            with open(os.path.join(temporary, os.path.basename(options.output)), "w") as file:
-                json.dump(found, file, indent=1)
-    print(json.dumps(found, indent=1))
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(options.output) as path:
+            Path(path).write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

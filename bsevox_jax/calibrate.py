@@ -1,6 +1,7 @@
 """Measures what a network's probabilities are worth and which images it knows; see `calibration`."""
 
 import json
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from bsevox_jax import (
     checkpoint,
     data,
     forward,
-    inference,
+    imageio,
     intervals,
     measure,
     metrics,
@@ -21,8 +22,8 @@ from bsevox_jax import (
 )
 from bsevox_jax.calibration import Calibration, bent, fit_curve, reliability, save
 from bsevox_jax.inference import check_energies, cu_probability
+from bsevox_jax.reconstruct import VOXEL_NM
 
-VOXEL_NM = 1.0  # of the specimens
 DRAWN, FIRST_DRAWN = 192, 2_000_000_000  # specimens imaged as in training, of which it reaches none
 THRESHOLDS = np.arange(0.2, 0.81, 0.05)
 
@@ -65,7 +66,7 @@ def calibrate(config: ConfigDict, workdir: str | None = None) -> Calibration:
         images += [*zip(drawn, doses, bent(cu_probability(export, drawn, 1), curve), strict=True)]
         truth += [*data.copper(labels)]
     reference = _reference(images, export.beam_energies_kev)
-    pairs = _measured(truth, [volume for _, _, volume in images], threshold)
+    pairs = measured(truth, [volume for _, _, volume in images], threshold)
     before, after = (reliability(p, is_cu)["expected_calibration_error"] for p in (probability, calibrated))
     about = {
         "sha256": export.sha256,
@@ -109,8 +110,8 @@ def _drawn(config, export, examples):
 def _reference(images, beam_energies_kev):
     """Of triples of yields, dose and probability."""
     model, found, chi2 = forward.load(), [], []
-    present = inference.places(model, beam_energies_kev)
-    if not np.allclose(np.asarray(model.beam_energies_kev)[present], beam_energies_kev, rtol=1e-3):
+    present = imageio.places(model.beam_energies_kev, beam_energies_kev)
+    if present is None:
         raise ValueError(
             f"a calibration needs energies of the image model; got {beam_energies_kev}. Use some of those."
         )
@@ -121,8 +122,10 @@ def _reference(images, beam_energies_kev):
     return check.Reference(np.array(found), np.array(chi2))
 
 
-def _measured(truth, volumes, threshold):
-    """Pairs of true and found bodies of specimens [y, x, z]."""
+def measured(
+    truth: Sequence[np.ndarray], volumes: Sequence[np.ndarray], threshold: float
+) -> list[tuple[measure.Body, measure.Body]]:
+    """Pairs of true and found bodies of specimens: where copper is, and its probability, each [y, x, z]."""
     pairs = []
     for is_cu, volume in zip(truth, tqdm(volumes, "measuring", delay=2, leave=False), strict=True):
         true = measure.bodies(np.asarray(is_cu, np.float32), VOXEL_NM)

@@ -16,11 +16,6 @@ from scipy.special import expit
 from bsevox_jax import check, checkpoint, imageio
 
 FILE = "calibration.npz"  # in the folder of an export
-DRAWN, FIRST_DRAWN = (
-    192,
-    2_000_000_000,
-)  # specimens imaged as in training, of numbers that no training reaches
-THRESHOLDS = np.arange(0.2, 0.81, 0.05)
 BINS = 20  # of equal width, of the reliability
 LEAST = 1e-6  # probability
 
@@ -68,13 +63,13 @@ def fit_curve(probability: np.ndarray, is_cu: np.ndarray) -> tuple[float, float,
     return tuple(minimize(misfit, (1.0, 1.0, 0.0), jac=True, bounds=bounds, method="L-BFGS-B").x.tolist())
 
 
-def reliability(probability: np.ndarray, is_cu: np.ndarray) -> dict:
-    """Stated and true share of copper in `BINS` bins, their voxels, and the expected calibration error."""
-    place = np.minimum((probability.ravel() * BINS).astype(int), BINS - 1)
-    voxels = np.bincount(place, minlength=BINS)
+def reliability(probability: np.ndarray, is_cu: np.ndarray, bins: int = BINS) -> dict:
+    """Stated and true share of copper in so many bins, their voxels, and the expected calibration error."""
+    place = np.minimum((probability.ravel() * bins).astype(int), bins - 1)
+    voxels = np.bincount(place, minlength=bins)
     some = np.maximum(voxels, 1)
-    stated = np.bincount(place, probability.ravel(), BINS) / some
-    share = np.bincount(place, is_cu.ravel(), BINS) / some
+    stated = np.bincount(place, probability.ravel(), bins) / some
+    share = np.bincount(place, is_cu.ravel(), bins) / some
     error = float((np.abs(share - stated) * voxels).sum() / voxels.sum())
     return {"stated": stated, "share": share, "voxels": voxels, "expected_calibration_error": error}
 

@@ -165,9 +165,10 @@ def check(
     """
     places = list(range(len(model.beam_energies_kev))) if places is None else places
     dose = np.broadcast_to(np.asarray(electrons_per_pixel, np.float32), yields.shape[-1:])
-    sharp = expected_images(model, probability, yields, dose, places)
+    film = silicon_yields(model)[places].sum()
+    sharp = expected_images(model, probability, yields, dose, places, film)
     fwhm_nm, (expected, excess, errors) = _best_probe(sharp, yields, dose)
-    seen = expected.sum(-1) > EMPTY * silicon_yields(model)[places].sum()
+    seen = expected.sum(-1) > EMPTY * film
     gain, offset, noise = np.ones(len(places)), np.zeros(len(places)), np.ones(len(places), np.float32)
     if not counted and seen.any():
         gain, offset = _gain_and_offset(yields[seen], expected[seen])
@@ -210,14 +211,13 @@ def silicon_yields(model: forward.ImageModel) -> np.ndarray:
     return np.asarray(forward.expect_all(model, film).yields)[0, 1, 1]
 
 
-def expected_images(model, probability, yields, dose, places) -> np.ndarray:
+def expected_images(model, probability, yields, dose, places, film) -> np.ndarray:
     """Yields, excess and errors, float32 [3, y, x, e], expected of a reconstruction.
 
     What is not copper is silicon. Where pixels give next to nothing there is vacuum; near them the share of
-    silicon in every column is fitted to the images as well.
+    silicon in every column is fitted to the images as well. `film`: the signal of silicon, all energies.
     """
-    film = silicon_yields(model)[places]
-    signal = np.maximum(yields.sum(-1, keepdims=True), 0) / film.sum()
+    signal = np.maximum(yields.sum(-1, keepdims=True), 0) / film
     vacuum = ndimage.binary_dilation(signal[..., 0] < EMPTY, iterations=NEAR)[..., None]
     depth = probability.shape[-1]
 

@@ -109,6 +109,13 @@ def check_yields(yields: np.ndarray, beam_energies_kev: Sequence[float]) -> tupl
     return tuple(energies.tolist())
 
 
+def places(known_kev: Sequence[float], beam_energies_kev: Sequence[float]) -> list[int] | None:
+    """Where each energy is among the known ones, within 0.1 %; None if one is not."""
+    known, wanted = (np.asarray(of, np.float64).reshape(-1) for of in (known_kev, beam_energies_kev))
+    nearest = np.abs(wanted[:, None] - known).argmin(axis=1)
+    return nearest.tolist() if np.allclose(known[nearest], wanted, rtol=1e-3) else None
+
+
 def _check_images(name, images, beam_energies_kev):
     """The energies as float64 [e], if they fit images [y, x, e]."""
     energies = np.asarray(beam_energies_kev, np.float64).reshape(-1)

@@ -36,13 +36,6 @@ def check_energies(beam_energies_kev: Sequence[float], export: Export) -> None:
         )
 
 
-def places(knows: Any, beam_energies_kev: Sequence[float]) -> list[int]:
-    """Where each energy is among the `beam_energies_kev` of a network or an image model that knows it."""
-    return [
-        int(np.abs(np.asarray(knows.beam_energies_kev) - energy).argmin()) for energy in beam_energies_kev
-    ]
-
-
 def cu_probability(export: Export, counts: np.ndarray, electrons_per_pixel: float) -> np.ndarray:
     """The network's probability of Cu, float32 [n, y, x, z], of counts [n, y, x, e]; see `asked`."""
     return asked(export)(np.asarray(counts) / electrons_per_pixel)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from bsevox_jax import forward
+from bsevox_jax import forward, imageio
 from bsevox_jax.image_files import frames
 from bsevox_jax.sem_metadata import Refusal
 
@@ -136,12 +136,12 @@ def to_yields(
     """
     if not math.isclose(recording.pixel_nm, 1, rel_tol=0.01):
         raise Refusal(f"pixels must be of 1 nm; got {recording.pixel_nm:g}. Resample them, see registration.")
-    known_kev = np.asarray(model.beam_energies_kev)
-    places = [int(np.abs(known_kev - energy).argmin()) for energy in recording.beam_energies_kev]
-    if not np.allclose(known_kev[places], recording.beam_energies_kev, rtol=1e-3):
+    places = imageio.places(model.beam_energies_kev, recording.beam_energies_kev)
+    if places is None:
         raise Refusal(
-            f"beam_energies_kev must be among those of the image model, {_listed(known_kev)}; got "
-            f"{_listed(recording.beam_energies_kev)}. Leave the others out."
+            "beam_energies_kev must be among those of the image model, "
+            f"{_listed(model.beam_energies_kev)}; got {_listed(recording.beam_energies_kev)}. Leave the "
+            "others out."
         )
     areas = {"silicon": silicon, "copper": copper}
     inside = {name: _inside(name, area, recording.images) for name, area in areas.items()}

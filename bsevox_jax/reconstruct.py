@@ -13,7 +13,7 @@ import numpy as np
 from bsevox_jax import calibration, check, forward, imageio, intervals, measure, models, sim, tiles
 from bsevox_jax.checkpoint import Export, load_export, shipped
 from bsevox_jax.data import COPPER_LABEL
-from bsevox_jax.inference import asked, check_energies, places
+from bsevox_jax.inference import asked, check_energies
 from bsevox_jax.models import compact
 
 VOXEL_NM = 1.0  # of the simulated training data, and so of every network yet
@@ -101,7 +101,8 @@ def reconstruct(
     folder = checkpoint or default_network(energies_kev)
     export = load_export(folder)
     check_fits(yields.shape[:2], energies_kev, export)
-    probability = _of_field(export, yields, places(export, energies_kev), keep)
+    present = imageio.places(export.beam_energies_kev, energies_kev)
+    probability = _of_field(export, yields, present, keep)
     known = calibration.load(folder, export)
     if known is not None:
         probability = known(probability)
@@ -210,9 +211,8 @@ def _of_field(export, yields, present, keep):
 def _check(yields, dose, probability, energies_kev, known, counted):
     """The re-simulation, if the shipped image model knows depth and energies."""
     model = forward.load()
-    present = places(model, energies_kev)
-    same = np.allclose(np.asarray(model.beam_energies_kev)[present], energies_kev, rtol=1e-3)
-    if not same or forward.depth(model) != probability.shape[-1]:
+    present = imageio.places(model.beam_energies_kev, energies_kev)
+    if present is None or forward.depth(model) != probability.shape[-1]:
         return None
     reference = None if known is None else known.reference
     return check.check(
