@@ -59,7 +59,7 @@ def tiled(
     pieces = list(itertools.product(*(windows(size, width, halo) for size in images.shape[:2])))
     missing = [piece for piece in pieces if np.isnan(result[_place(piece)]).any()]
     together = jax.device_count()
-    quiet = not parallel.is_main_process()
+    quiet = len(pieces) == 1 or not parallel.is_main_process()  # one window is no progress
     done = len(pieces) - len(missing)
     bar = tqdm(
         total=len(pieces), initial=done, desc=about, unit="window", delay=2, leave=False, disable=quiet
