@@ -63,16 +63,18 @@ RECIPE = {  # name -> keys that undo one choice
     "no textures": {"data.forward.textures": 0.0},
     "batches of 32": {"data.batch_size": 32},
 }
+UNET = dict(name="unet3d", base=8, levels=3, energy_maps=0)
 PAPER = {  # Zheng et al. 2024, Table 1
     "as it is": {},
     "without patch embedding": {"model.sope": False},
     "without S2-MLP blocks": {"model.s2": False},
     "plain FFN": {"model.conv_ffn": False},
+    "3D U-Net in its place": {"model": UNET},
 }
 NETWORKS = {  # name -> keys; "model" replaces the whole network
     "as it is": {},
     "as it is, AdamW": ADAMW,
-    "3D U-Net": ADAMW | {"model": dict(name="unet3d", base=8, levels=3, energy_maps=0)},
+    "3D U-Net": ADAMW | {"model": UNET},
     "the paper's network": ADAMW | {"model": dict(name="bsevoxnet", widths=(48, 96), blocks=(2, 4))},
 }
 

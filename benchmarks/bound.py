@@ -126,7 +126,7 @@ def step(model, counts, dose, family, mask, state, key, temperature):
 
 
 def walks(model, counts, dose, u, family, mask, steps: int):
-    """Mean Cu [n, y, x, z] and kept specimens [k, n, y, x, z] of walks; and the share of moves taken."""
+    """Of walks: mean Cu [n, y, x, z], kept specimens [k, n, y, x, z], last likelihood, share taken."""
     labels = jax.jit(jax.vmap(phantoms.specimen_of))(u, family)
     state = u, labels, likelihood.log_likelihood(model, counts, labels, dose)
     total, moves, accepted, kept = 0.0, 0, 0, []
@@ -141,7 +141,7 @@ def walks(model, counts, dose, u, family, mask, steps: int):
             if (k - first) % every == 0:
                 kept.append(np.asarray(state[1] == phantoms.COPPER))
     mean = np.asarray(total) / np.asarray(moves)[:, None, None, None]
-    return mean, np.stack(kept), np.asarray(accepted) / (steps - first)
+    return mean, np.stack(kept), np.asarray(state[2]), np.asarray(accepted) / (steps - first)
 
 
 def best_volume(probability: np.ndarray) -> np.ndarray:
@@ -173,15 +173,17 @@ def bound(model, test: data.Examples, rows: range, network: np.ndarray) -> list[
     family = jnp.array([index for _, index in made])
     mask = jnp.stack([effective(int(index)) for index in family])
     counts, dose = jnp.asarray(test.counts[rows.start : rows.stop], jnp.float32), test.electrons_per_pixel
-    mean, kept, taken = walks(model, counts, dose, u, family, mask, FLAGS.steps)
+    mean, kept, level, taken = walks(model, counts, dose, u, family, mask, FLAGS.steps)
     labels, found = (array[rows.start : rows.stop] for array in (test.labels, network))
     ahead = ahead_of(model, counts, labels, found > 0.5, dose)
+    true_level = np.asarray(likelihood.log_likelihood(model, counts, labels, dose))
     best = best_volumes(mean)
     columns = {
         "specimen": rows,
         "family": [family_of(test, index) for index in rows],
         "likelihood": iou_cu(best, labels),
         "likelihood_expected": np.mean([iou_cu(best, phantoms.COPPER * other) for other in kept], 0).tolist(),
+        "behind": (true_level - level).tolist(),  # the last specimen of the walk, in log-likelihood
         "network": iou_cu(found, labels),
         "network_best_volume": iou_cu(best_volumes(found), labels),
         "contradicted": (ahead > CONTRADICTED).astype(float).tolist(),

@@ -2,7 +2,9 @@
 
 To first order in the copper, an image is that of pure silicon plus the copper of each depth, spread by a
 point-spread function of that depth and beam energy. Between mirror walls such a blur is diagonal in the
-cosine transform (DCT-II) along y and x: one small matrix from depths to energies per frequency.
+cosine transform (DCT-II) along y and x: one small matrix from depths to energies per frequency. A field cut
+out of a larger specimen has no mirrors: its volume then reaches beyond the images by a margin, out of which
+copper blurs into them, and the mirrors stand beyond that.
 
 Volumes are fractions of Cu [..., y, x, z] in Si, images yields [..., y, x, e]; nothing knows of vacuum.
 """
@@ -17,6 +19,7 @@ from bsevox_jax import data, forward
 from bsevox_jax.examples import Examples
 
 ROUNDING = 1e-4  # of kernels in float32, relative to the largest
+FORMLESS = 0.05  # sum of a point-spread function, relative to the largest of its energy
 
 
 @jax.tree_util.register_dataclass
@@ -27,29 +30,46 @@ class Operator:
     Attributes:
         transfer: [v, u, e, z], from the cosine transform of depths to that of energies.
         background: [e], yields of silicon.
+        margin: pixels by which a volume reaches beyond its images on all sides; 0 between mirror walls.
     """
 
     transfer: jax.Array
     background: jax.Array
+    margin: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 def apply(operator: Operator, copper: jax.Array) -> jax.Array:
     """The contrast [..., y, x, e], yields beyond those of silicon, of volumes [..., y, x, z]."""
-    return filtered(operator.transfer, copper)
+    return within(operator, filtered(operator.transfer, copper))
 
 
 def adjoint(operator: Operator, contrast: jax.Array) -> jax.Array:
     """The transpose of `apply`: [..., y, x, e] to [..., y, x, z]."""
-    return filtered(operator.transfer.swapaxes(2, 3), contrast)
+    return filtered(operator.transfer.swapaxes(2, 3), beyond(operator, contrast, "constant"))
 
 
-def of_kernels(kernels: np.ndarray, background: np.ndarray, shape: tuple[int, int]) -> Operator:
+def within(operator: Operator, fields: jax.Array) -> jax.Array:
+    """Fields [..., y, x, c] of the volume without its margin."""
+    inside = slice(operator.margin, -operator.margin or None)
+    return fields[..., inside, inside, :]
+
+
+def beyond(operator: Operator, fields: jax.Array, mode: str) -> jax.Array:
+    """Fields [..., y, x, c] of the images with a margin, filled as `jnp.pad` does in this mode."""
+    margin = (operator.margin, operator.margin)
+    return jnp.pad(fields, [*[(0, 0)] * (fields.ndim - 3), margin, margin, (0, 0)], mode)
+
+
+def of_kernels(
+    kernels: np.ndarray, background: np.ndarray, shape: tuple[int, int], *, margin: int = 0
+) -> Operator:
     """The operator of point-spread functions.
 
     Args:
         kernels: [y, x, e, z] of odd sizes y and x, symmetric in both: contrast around a voxel full of Cu.
         background: [e], yields of silicon.
-        shape: pixels (y, x) of the field.
+        shape: pixels (y, x) of the images.
+        margin: see `Operator`; half the size of the kernels for a field without mirrors.
 
     Raises:
         ValueError: a size is even, or a kernel is not symmetric.
@@ -67,10 +87,10 @@ def of_kernels(kernels: np.ndarray, background: np.ndarray, shape: tuple[int, in
     # cosine by its own cosine series.
     series = [
         np.cos(np.pi * np.outer(np.arange(n), np.arange(-(k // 2), k // 2 + 1)) / n)
-        for n, k in zip(shape, kernels.shape[:2], strict=True)
+        for n, k in zip(np.add(shape, 2 * margin), kernels.shape[:2], strict=True)
     ]
     transfer = np.einsum("vi,uj,ijez->vuez", *series, kernels)
-    return Operator(jnp.asarray(transfer, jnp.float32), jnp.asarray(background, jnp.float32))
+    return Operator(jnp.asarray(transfer, jnp.float32), jnp.asarray(background, jnp.float32), margin)
 
 
 def of_pairs(examples: Examples, *, ridge: float) -> Operator:
@@ -110,12 +130,13 @@ def regressed(inputs: np.ndarray, outputs: np.ndarray, *, ridge: float) -> tuple
     return transfer, mean_output - transfer[0, 0] @ mean_input
 
 
-def of_model(model: forward.ImageModel, shape: tuple[int, int]) -> Operator:
+def of_model(model: forward.ImageModel, shape: tuple[int, int], *, open_sides: bool = False) -> Operator:
     """The derivative of an image model at pure silicon.
 
     Args:
         model: see `forward.load`.
-        shape: pixels (y, x) of the field.
+        shape: pixels (y, x) of the images.
+        open_sides: whether the field was cut out of a larger specimen, instead of lying between mirrors.
     """
     reach, depth = forward.reach(model.network), forward.depth(model)
     side = 2 * reach + 1  # the mirrored voxels lie just out of reach
@@ -128,7 +149,22 @@ def of_model(model: forward.ImageModel, shape: tuple[int, int]) -> Operator:
         jnp.zeros((depth, side, side, depth)).at[jnp.arange(depth), reach, reach, jnp.arange(depth)].set(1)
     )
     background, kernels = jax.jit(jax.vmap(lambda voxel: jax.jvp(yields, (silicon,), (voxel,))))(voxels)
-    return of_kernels(np.moveaxis(kernels, 0, -1), background[0, reach, reach], shape)
+    kernels = np.moveaxis(np.asarray(kernels), 0, -1)
+    return of_kernels(kernels, background[0, reach, reach], shape, margin=reach if open_sides else 0)
+
+
+def with_sums(operator: Operator, sums: np.ndarray) -> Operator:
+    """The operator with point-spread functions of the same forms and other sums.
+
+    Args:
+        operator: gives the forms.
+        sums: [e, z], contrast over a layer of copper per its fraction, as of uniform layers. Where a function
+            sums to next to nothing it has no form, and is left as it is.
+    """
+    old, sums = np.asarray(operator.transfer[0, 0], np.float64), np.asarray(sums, np.float64)
+    formed = np.abs(old) > FORMLESS * np.abs(old).max(1, keepdims=True)
+    factor = np.where(formed, sums / np.where(formed, old, 1), 1)
+    return dataclasses.replace(operator, transfer=jnp.asarray(operator.transfer * factor, jnp.float32))
 
 
 def of_silicon_and_copper(examples: Examples) -> Examples:

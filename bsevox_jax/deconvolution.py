@@ -20,7 +20,7 @@ import optax
 from jax import lax
 
 from bsevox_jax import forward, likelihood
-from bsevox_jax.blur import Operator, adjoint, apply, filtered, filtered_each
+from bsevox_jax.blur import Operator, adjoint, apply, beyond, filtered, filtered_each, within
 
 SMALL = 1e-6  # instead of nothing, where it is divided by
 START = 0.2  # fraction of Cu that iterations begin with
@@ -44,13 +44,16 @@ class Posterior(NamedTuple):
 
 
 def wiener(operator: Operator, yields: jax.Array, electrons_per_pixel: float) -> Posterior:
-    """Mean and spread where copper and noise are Gaussian; the noise is that of silicon everywhere."""
+    """Mean and spread where copper and noise are Gaussian; the noise is that of silicon everywhere.
+
+    Beyond a field without mirrors the images are continued as if mirrors stood at its sides.
+    """
     noise = operator.background * (1 - operator.background) / electrons_per_pixel
     seen = operator.transfer / jnp.sqrt(noise)[:, None]
     known = jnp.einsum("vuez,vuew->vuzw", seen, seen)
     covariance = jnp.linalg.inv(known + jnp.eye(known.shape[-1]) / PRIOR_FRACTION**2)
     decoder = jnp.einsum("vuzw,vuew,e->vuze", covariance, seen, noise**-0.5)
-    mean = filtered(decoder, yields - operator.background)
+    mean = within(operator, filtered(decoder, beyond(operator, yields - operator.background, "symmetric")))
     variance = jnp.diagonal(covariance, axis1=2, axis2=3).mean((0, 1))
     modes = (jnp.linalg.eigvalsh(known) > PRIOR_FRACTION**-2).sum(-1)
     return Posterior(mean, jnp.sqrt(variance), modes)
@@ -129,7 +132,7 @@ def em(operator: Operator, yields: jax.Array, *, cycles: int) -> jax.Array:
         mean = expected(f)
         gained = f * adjoint(operator, detected / mean)
         missing = (1 - f) * adjoint(operator, (1 - detected) / (1 - mean))
-        return gained / (gained + missing)
+        return gained / jnp.maximum(gained + missing, SMALL**2)  # some of a margin is seen by nothing
 
     def cycle(_, f):
         one = improved(f)
@@ -139,7 +142,8 @@ def em(operator: Operator, yields: jax.Array, *, cycles: int) -> jax.Array:
         leap = improved(jnp.clip(f + 2 * length * step + length**2 * bend, SMALL, 1 - SMALL))
         return jnp.where(misfit(leap) < misfit(two), leap, two)
 
-    return lax.fori_loop(0, cycles, cycle, jnp.full(_volume_shape(operator, yields), START))
+    start = jnp.full(_volume_shape(operator, yields), START)
+    return within(operator, lax.fori_loop(0, cycles, cycle, start))
 
 
 @functools.partial(jax.jit, static_argnames=("iterations", "refreshes"))
@@ -175,7 +179,7 @@ def tv(
         mean = jnp.clip(operator.background + made, SMALL, 1 - SMALL)
         variance = mean * (1 - mean) / electrons_per_pixel + (model_error * made) ** 2
         f = _primal_dual(operator, contrast, variance**-0.5, f, strength, iterations)
-    return f
+    return within(operator, f)
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
@@ -280,5 +284,5 @@ def _gradient(f):
 
 
 def _volume_shape(operator, contrast):
-    """Shape (..., y, x, z) of the volume of images [..., y, x, e]."""
-    return *contrast.shape[:-1], operator.transfer.shape[-1]
+    """Shape (..., y, x, z), with its margin, of the volume of images [..., y, x, e]."""
+    return *contrast.shape[:-3], *operator.transfer.shape[:2], operator.transfer.shape[-1]

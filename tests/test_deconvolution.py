@@ -50,6 +50,52 @@ def test_adjoint_is_the_transpose(small):
     np.testing.assert_allclose(forth, back, rtol=1e-4, atol=1e-5)
 
 
+def test_copper_beyond_an_open_field_blurs_into_it():
+    kernels, background = small_kernels(), BACKGROUND
+    f = np.random.default_rng(1).uniform(size=(FIELD[0] + 8, FIELD[1] + 8, DEPTHS))
+    expected = sum(
+        f[i : i + FIELD[0], 1 + j : 1 + j + FIELD[1]] @ kernels[i, j].T for i in range(9) for j in range(7)
+    )
+    opened = blur.of_kernels(kernels, background, FIELD, margin=4)
+    np.testing.assert_allclose(blur.apply(opened, f), expected, atol=1e-6)
+    r = np.random.default_rng(2).normal(size=(*FIELD, ENERGIES))
+    np.testing.assert_allclose(
+        (expected * r).sum(), (f * np.asarray(blur.adjoint(opened, r))).sum(), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("method", ["em", "tv", "wiener"])
+def test_a_field_cut_out_of_a_larger_one_is_better_solved_without_mirrors(method):
+    """A plate of copper lies just beyond one side, and nothing of it within."""
+    kernels, dose = np.maximum(small_kernels(), 0), 1e5
+    f = np.zeros((FIELD[0] + 8, FIELD[1] + 8, DEPTHS))
+    f[:, :4, 1:3], f[7:10, 6:9, 1] = 1, 1
+    opened = blur.of_kernels(kernels, BACKGROUND, FIELD, margin=4)
+    yields = BACKGROUND + blur.apply(opened, f)
+    settings = dict(strength=0.3, model_error=0.0, iterations=500)
+
+    def error(operator):
+        found = {
+            "em": lambda: deconvolution.em(operator, yields, cycles=50),
+            "tv": lambda: deconvolution.tv(operator, yields, dose, **settings),
+            "wiener": lambda: deconvolution.wiener(operator, yields, dose).mean,
+        }[method]()
+        assert found.shape == (*FIELD, DEPTHS) and np.isfinite(found).all()
+        return np.abs(found - f[4:-4, 4:-4]).mean()
+
+    walled = error(blur.of_kernels(kernels, BACKGROUND, FIELD))
+    assert error(opened) < {"em": 0.7, "tv": 0.1, "wiener": 1}[method] * walled
+
+
+def test_forms_are_kept_where_the_sums_of_kernels_are_given(small):
+    sums = np.asarray(small.transfer[0, 0]) * np.linspace(0.5, 2, DEPTHS)
+    found = blur.with_sums(small, sums)
+    np.testing.assert_allclose(found.transfer[0, 0], sums, rtol=1e-5)
+    np.testing.assert_allclose(
+        found.transfer[3, 2] / small.transfer[3, 2], sums / small.transfer[0, 0], rtol=1e-3
+    )
+
+
 def test_kernels_without_a_middle_or_symmetry_are_refused():
     kernels = small_kernels()
     with pytest.raises(ValueError, match="odd sizes; got"):
