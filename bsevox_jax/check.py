@@ -97,7 +97,7 @@ class Check:
         scatter: [y, x, e], variance of the counts of one electron sent in.
         probe_fwhm_nm: the width of a Gaussian probe that fits best.
         gain, offset: [e], of the yields relative to the expected; 1 and 0 where they are counted.
-        noise: [e], variance found over that of the dose; 1 where they are counted.
+        noise: [y, x, e] or [1, 1, e], variance found over that of counting; 1 where they are counted.
         chi2_map: float32 [y, x], mean square of the standardised residuals over energies.
         chi2_by_energy: [e], mean over the pixels.
         chi2: mean of all; 1 where the reconstruction explains the images.
@@ -148,7 +148,7 @@ def check(
     *,
     places: list[int] | None = None,
     reference: Reference | None = None,
-    counted: bool = True,
+    noise: np.ndarray | float | None = None,
 ) -> Check:
     """Lays the images that are expected of a reconstruction beside the measured ones.
 
@@ -159,9 +159,10 @@ def check(
         probability: of Cu, [y, x, z].
         places: of the energies among those of the model; None: all.
         reference: of the network.
-        counted: whether the yields are counts over dose. If not, as of a detector that does not count, or
-            after interpolation, gain and offset of each image are fitted to what is expected, and its noise
-            is the median over the squares.
+        noise: None where yields are counts over dose. If they are not, as of a detector that does not count,
+            or after interpolation, gain and offset of each image are fitted to what is expected, and so is
+            the size of its noise: the median over the squares. This is its pattern, the variance [y, x, e]
+            of a pixel over that of counting, up to a factor per image; 1 where it is the same all over.
     """
     places = list(range(len(model.beam_energies_kev))) if places is None else places
     dose = np.broadcast_to(np.asarray(electrons_per_pixel, np.float32), yields.shape[-1:])
@@ -169,25 +170,18 @@ def check(
     sharp = expected_images(model, probability, yields, dose, places, film)
     fwhm_nm, (expected, excess, errors) = _best_probe(sharp, yields, dose)
     seen = expected.sum(-1) > EMPTY * film
-    gain, offset, noise = np.ones(len(places)), np.zeros(len(places)), np.ones(len(places), np.float32)
-    if not counted and seen.any():
+    gain, offset = np.ones(len(places)), np.zeros(len(places))
+    if noise is not None and seen.any():
         gain, offset = _gain_and_offset(yields[seen], expected[seen])
-        yields = (yields - offset) / gain
-    residuals = standardised(yields, expected, excess, errors, dose) * seen[..., None]
+    residuals = standardised((yields - offset) / gain, expected, excess, errors, dose) * seen[..., None]
     squares = _squares(seen)
-    if squares and not counted:
-        noise = np.median([np.square(residuals[square][seen[square]]).mean(0) for square in squares], axis=0)
-        residuals /= np.sqrt(np.maximum(noise, 1e-6))
-    square_map = np.square(residuals).mean(-1)
-    by_energy = np.square(residuals).sum((0, 1)) / max(seen.sum(), 1)
-    chi2 = float(by_energy.mean())
-    found = np.array([features(residuals[square][seen[square]]) for square in squares])
-    if squares:  # interpolation takes noise from pixels, not from their mean
-        found[:, : len(places)] *= np.sqrt(np.minimum(noise, 1))
+    noise = np.ones((1, 1, len(places))) if noise is None else _scaled_noise(noise, residuals, seen, squares)
+    residuals /= np.sqrt(noise)
+    found = _of_squares(residuals, np.broadcast_to(noise, residuals.shape), seen, squares)
     flagged, in_range = np.zeros(seen.shape, bool), None
-    if reference is not None:
-        known = reference.of(places)
-        in_range = _flag(flagged, squares, found, known) if known.is_enough else None
+    if reference is not None and (known := reference.of(places)).is_enough:
+        in_range = _flag(flagged, squares, found, known)
+    by_energy = np.square(residuals).sum((0, 1)) / max(seen.sum(), 1)
     return Check(
         expected=expected,
         scatter=expected * (1 - expected) * (1 + excess),
@@ -195,12 +189,12 @@ def check(
         gain=gain,
         offset=offset,
         noise=noise,
-        chi2_map=square_map,
+        chi2_map=np.square(residuals).mean(-1),
         chi2_by_energy=by_energy,
-        chi2=chi2,
+        chi2=float(by_energy.mean()),
         features=found,
         flagged=flagged,
-        explains=chi2 <= EXPLAINED,
+        explains=bool(by_energy.mean() <= EXPLAINED),
         in_range=in_range,
     )
 
@@ -307,6 +301,22 @@ def features(residuals: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # an image that does not vary
         together = np.corrcoef(residuals, rowvar=False) - np.eye(residuals.shape[1])
     return np.concatenate([mean, power, [np.nan_to_num(together, nan=1.0).max()]])
+
+
+def _scaled_noise(pattern, residuals, seen, squares):
+    """Variance of residuals [y, x, e]: a pattern, and the median over the squares for its size."""
+    pattern = np.broadcast_to(pattern, residuals.shape)
+    power = [(residuals[square] ** 2 / pattern[square])[seen[square]].mean(0) for square in squares]
+    return pattern * (np.maximum(np.median(power, axis=0), 1e-6) if squares else 1)
+
+
+def _of_squares(residuals, noise, seen, squares):
+    """Features [squares, 2 e + 1]; interpolation takes noise from pixels, not from their mean."""
+    found = np.array([features(residuals[square][seen[square]]) for square in squares])
+    if squares:
+        share = np.array([noise[square][seen[square]].mean(0) for square in squares])
+        found[:, : residuals.shape[-1]] *= np.sqrt(np.minimum(share, 1))
+    return found
 
 
 def _squares(seen):

@@ -79,7 +79,7 @@ def reconstruct(
     *,
     electrons_per_pixel: float | Sequence[float],
     checkpoint: str | None = None,
-    counted: bool = True,
+    noise: np.ndarray | float | None = None,
     keep: str | None = None,
 ) -> Reconstruction:
     """Reconstructs a volume from images of pixels of 1 nm.
@@ -90,7 +90,7 @@ def reconstruct(
         electrons_per_pixel: dose, one for all images or one each.
         checkpoint: folder of an exported network; None: `compact` as shipped, or, where energies are
             missing, `instrument`.
-        counted: see `check.check`; False for grey values of an instrument.
+        noise: see `check.check`; None for counts, and e.g. 1 for what was grey values of an instrument.
         keep: file of the windows that are done, from which a stopped run goes on; the caller removes it.
 
     Raises:
@@ -112,7 +112,7 @@ def reconstruct(
         yields=yields,
         beam_energies_kev=energies_kev,
         electrons_per_pixel=tuple(dose.tolist()),
-        check=_check(yields, dose, probability, energies_kev, known, counted),
+        check=_check(yields, dose, probability, energies_kev, known, noise),
         assumptions=tuple(assumptions(yields.shape[:2], dose, energies_kev, export, known is not None)),
         network={
             "name": export.config.get("shipped") or export.config["model"]["name"],
@@ -208,22 +208,14 @@ def _of_field(export, yields, present, keep):
     return found[:ny, :nx]
 
 
-def _check(yields, dose, probability, energies_kev, known, counted):
+def _check(yields, dose, probability, energies_kev, known, noise):
     """The re-simulation, if the shipped image model knows depth and energies."""
     model = forward.load()
     present = imageio.places(model.beam_energies_kev, energies_kev)
     if present is None or forward.depth(model) != probability.shape[-1]:
         return None
     reference = None if known is None else known.reference
-    return check.check(
-        model,
-        yields,
-        dose,
-        probability,
-        places=present,
-        reference=reference,
-        counted=counted,
-    )
+    return check.check(model, yields, dose, probability, places=present, reference=reference, noise=noise)
 
 
 def check_fits(field: tuple[int, int], beam_energies_kev: Sequence[float], export: Export) -> None:

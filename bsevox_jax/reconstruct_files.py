@@ -43,7 +43,7 @@ class Images:
         stack: counts, integers, or yields, [y, x, e].
         beam_energies_kev: [e].
         electrons_per_pixel: one for all or one each.
-        counted: see `check.check`.
+        noise: see `check.check`.
         offset_nm: (y, x) of their corner from that of the images as they were recorded.
         registration: what was done to lay the images over each other, line by line.
         assumptions: of the reading.
@@ -52,7 +52,7 @@ class Images:
     stack: np.ndarray
     beam_energies_kev: tuple[float, ...]
     electrons_per_pixel: float | tuple[float, ...]
-    counted: bool = True
+    noise: np.ndarray | None = None
     offset_nm: tuple[float, float] = (0.0, 0.0)
     registration: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ def reconstruct_files(
 ) -> Reconstruction:
     """Reconstructs what a path holds and writes `WRITTEN` and the formats asked for.
 
-    A run that was stopped goes on from the windows of the field that it had finished in its first pass.
+    A run that was stopped goes on from the windows of the field that it had finished.
 
     Args:
         path: a stack, see `imageio.read_stack`, or a recording, see `instrument_files.read`.
@@ -93,15 +93,14 @@ def reconstruct_files(
     folder = checkpoint_path or (
         checkpoint.shipped("instrument") if images.registration else default_network(images.beam_energies_kev)
     )
-    with imageio.unfinished(output_dir, _key(images, folder)) as keep:
-        settings = dict(
-            electrons_per_pixel=images.electrons_per_pixel, checkpoint=folder, counted=images.counted
-        )
-        found = reconstruct(images.stack, images.beam_energies_kev, **settings, keep=keep)
-        if found.check is not None and not images.counted:
+    settings = dict(electrons_per_pixel=images.electrons_per_pixel, checkpoint=folder, noise=images.noise)
+    key, energies_kev = _key(images, folder), images.beam_energies_kev
+    with imageio.unfinished(output_dir, key) as first, imageio.unfinished(output_dir, f"{key}-2") as second:
+        found = reconstruct(images.stack, energies_kev, **settings, keep=first)
+        if found.check is not None and images.noise is not None:
             # The whole field tells gain and offset better than two areas, once it is known what it shows.
-            better = (images.stack - found.check.offset) / found.check.gain
-            found = reconstruct(better.astype(np.float32), images.beam_energies_kev, **settings)
+            better = ((images.stack - found.check.offset) / found.check.gain).astype(np.float32)
+            found = reconstruct(better, energies_kev, **settings, keep=second)
         told = images.assumptions + found.assumptions
         found = dataclasses.replace(found, assumptions=told, offset_nm=images.offset_nm)
         if parallel.is_main_process():
@@ -153,7 +152,7 @@ def of_recording(recording: instrument_files.Recording, silicon: Area, copper: A
         stack=yields,
         beam_energies_kev=recording.beam_energies_kev,
         electrons_per_pixel=tuple(dose * laid.electrons_factor for dose in recording.electrons_per_pixel),
-        counted=False,
+        noise=laid.noise,
         offset_nm=laid.offset_nm,
         registration=tuple(lines),
         assumptions=recording.assumptions + found.assumptions,

@@ -1,7 +1,7 @@
 """Lays the images of one field, taken at several beam energies, over each other.
 
     found = registration.register(recording.images, recording.pixel_nm)
-    images, offset_nm, electrons_factor = registration.resample(recording.images, found, recording.pixel_nm)
+    laid = registration.resample(recording.images, found, recording.pixel_nm)
 
 Refocusing shifts, turns and magnifies an image: what is looked for is a similarity per energy, from the mean
 frame of all. Contrast changes with energy, and structures come up as electrons reach deeper. So each image is
@@ -24,6 +24,8 @@ from bsevox_jax.sem_metadata import Refusal
 
 PAIR_STEPS = 3  # an image is registered with so many next ones
 SMALLEST_SIDE, FINEST_SIDE = 32, 1024  # pixels compared along the smaller and the larger side
+PHASES = 64  # between two pixels, for which the noise left by interpolation is computed
+SPLINE_REACH = 12  # pixels, behind which a cubic spline gives 1e-7 of a pixel
 ROUNDS = 10  # in which pairs that disagree lose weight
 
 
@@ -57,11 +59,13 @@ class Resampled(NamedTuple):
         images: float32 [y, x, e].
         offset_nm: (y, x) of the corner of their field in that of the images given.
         electrons_factor: electrons per new pixel over those per old one, the ratio of their areas.
+        noise: float32 [y, x, e], variance of a pixel over that of so many electrons counted.
     """
 
     images: np.ndarray
     offset_nm: tuple[float, float]
     electrons_factor: float
+    noise: np.ndarray
 
 
 def register(images: np.ndarray, pixel_nm: float) -> Registration:
@@ -113,11 +117,11 @@ def resample(
     than the old pixels: between pixels of like size it is interpolated, smaller ones are averaged by area.
     Its edges lie on multiples of the new size from the corner of the images.
 
-    Noise: at equal pixel size the variance of a pixel falls to 0.76 of what it was, on the mean of all
-    fractional shifts, and to 0.57 at least (linear interpolation: 0.44 and 0.25); it stays where pixels fall
-    on pixels. Neighbours become correlated instead. Averaging n x n pixels divides it by n^2 besides. Pixels
-    finer than those given share their noise; `electrons_factor` counts it once. A spline overshoots: a yield
-    near zero may become negative.
+    Noise (see `Resampled`): at equal pixel size the variance of a pixel falls to 0.76 of what it was, on the
+    mean of all fractional shifts, and to 0.57 at least (linear interpolation: 0.44 and 0.25); it stays where
+    pixels fall on pixels. Neighbours become correlated instead. Averaging n x n pixels divides it by n^2
+    besides. Pixels finer than those given share their noise; `electrons_factor` counts it once. A spline
+    overshoots: a yield near zero may become negative.
 
     Args:
         images: grey values [y, x, e], those that were registered.
@@ -141,7 +145,8 @@ def resample(
     points = max(1, math.ceil(to_pixel_nm / pixel_nm - 1e-6))  # per new pixel and side
     count = (last - first) * points
     start_nm = first * to_pixel_nm - size_nm / 2 + to_pixel_nm / points / 2  # of the first point
-    resampled = np.empty((*(last - first), images.shape[-1]), np.float32)
+    left = _variance_left(points, to_pixel_nm / points / pixel_nm)
+    resampled, noise = np.empty((2, *(last - first), images.shape[-1]), np.float32)
     for k, (s, t) in enumerate(zip(scale, shift, strict=True)):
         turn = _matrix(s)
         place = (turn @ start_nm + (t.real, t.imag)) / pixel_nm + (np.array(images.shape[:2]) - 1) / 2
@@ -150,8 +155,11 @@ def resample(
             images[..., k], step, place, output_shape=tuple(count), output=np.float32, mode="mirror"
         )
         resampled[..., k] = _binned(values, points)
+        begun = np.tensordot(points * step, np.indices(last - first), 1) + place[:, None, None]
+        noise[..., k] = np.prod([left[np.rint(axis * PHASES).astype(int) % PHASES] for axis in begun], axis=0)
     offset_nm = tuple(float(edge) for edge in first * to_pixel_nm)
-    return Resampled(resampled, offset_nm, (to_pixel_nm / pixel_nm) ** 2)
+    electrons_factor = (to_pixel_nm / pixel_nm) ** 2
+    return Resampled(resampled, offset_nm, electrons_factor, noise * np.float32(electrons_factor))
 
 
 def report_lines(
@@ -187,6 +195,23 @@ def _checked(images, pixel_nm):
     if not np.isfinite(images).all() or not (math.isfinite(pixel_nm) and pixel_nm > 0):
         raise Refusal(f"images must be finite and pixel_nm positive; got {pixel_nm}. Correct them.")
     return images.astype(np.float32)
+
+
+def _variance_left(points, step):
+    """Variance of the mean of a row of points on a cubic spline, a step apart, over that of a pixel.
+
+    For `PHASES` places of the first point between two pixels; of an image, that along y times that along x.
+    """
+    pixels = np.zeros(2 * SPLINE_REACH + 1 + math.ceil(points * step))
+    pixels[SPLINE_REACH] = 1  # what this pixel gives to points all around is what all give to one
+    spline = ndimage.spline_filter1d(pixels)
+    phases, along = np.arange(PHASES) / PHASES, np.arange(points) * step
+    shares = np.zeros(PHASES)
+    for pixel in range(-SPLINE_REACH, len(pixels) - SPLINE_REACH):
+        places = SPLINE_REACH + phases[:, None] + along - pixel
+        given = ndimage.map_coordinates(spline, [places.ravel()], prefilter=False).reshape(places.shape)
+        shares += given.mean(1) ** 2
+    return shares
 
 
 def _binned(image, binning):

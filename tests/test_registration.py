@@ -174,12 +174,21 @@ def test_resampled_images_lie_over_each_other(yields):
     assert np.median(np.sqrt(np.mean(unregistered**2, axis=(0, 1))) / error) > 3
 
 
-def test_noise_keeps_the_share_of_its_variance_that_is_told():
-    count = 24
-    noise = np.random.default_rng(8).normal(size=(64, 64, count)).astype(np.float32)
+@pytest.mark.parametrize("pixel_nm", [1.0, 0.6, 1.7])
+def test_noise_keeps_the_share_of_its_variance_that_is_told(pixel_nm):
+    count, size = 24, 64
+    noise = np.random.default_rng(8).normal(size=(size, size, count)).astype(np.float32)
     shift_nm = np.random.default_rng(9).uniform(-2, 2, (count, 2))
-    known = registration.Registration(shift_nm, np.zeros(count), np.ones(count), *[None] * 2, ())
-    assert registration.resample(noise, known, 1.0).images.var() == pytest.approx(0.76, abs=0.05)
+    angle, magnification = np.linspace(-0.01, 0.01, count), np.linspace(0.99, 1.01, count)
+    known = registration.Registration(shift_nm, angle, magnification, *[None] * 2, ())
+    laid = registration.resample(noise, known, pixel_nm)
+    # Pixels that are given have variance 1, where counting would give 1 / electrons_factor.
+    told = laid.noise / laid.electrons_factor
+    near = told > np.median(told)
+    for some in (near, ~near):
+        assert np.square(laid.images)[some].mean() == pytest.approx(told[some].mean(), rel=0.03)
+    if pixel_nm == 1:
+        assert told.mean() == pytest.approx(0.76, abs=0.05) and told.min() == pytest.approx(0.57, abs=0.01)
 
 
 def refused(match, call, *arguments):
