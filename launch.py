@@ -48,6 +48,7 @@ def evaluate(options) -> None:
 
 
 def reconstruct(options) -> None:
+    from bsevox_jax.measure import told
     from bsevox_jax.reconstruct_files import WRITTEN, reconstruct_files
 
     given = _dose_and_energies(options) | {"formats": options.formats, "exact": options.exact}
@@ -62,6 +63,7 @@ def reconstruct(options) -> None:
     if parallel.is_main_process():
         print(*(f"assumed: {line}" for line in found.assumptions), sep="\n")
         print(*(found.check.sentences if found.check else ()), sep="\n")
+        print(told(found.bodies))
         print(f"{WRITTEN} are in {options.output}")
 
 

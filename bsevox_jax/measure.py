@@ -93,6 +93,11 @@ class Body:
     side_wall_angle_x_deg: Estimate
     side_wall_angle_y_deg: Estimate
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether some of it is copper beyond doubt; else it may not be there at all."""
+        return self.peak_probability >= HIGH
+
 
 @dataclasses.dataclass(frozen=True)
 class Overlay:
@@ -132,6 +137,13 @@ def bodies(probability: np.ndarray, voxel_nm: float, threshold: float = 0.5) -> 
         start = [axis.start for axis in region]
         found.append(_measured(own, start, probability.shape, voxel_nm, threshold))
     return sorted(found, key=lambda body: -body.volume_nm3.value)
+
+
+def told(bodies: Sequence[Body]) -> str:
+    """How many there are, in words."""
+    count, doubtful = len(bodies), sum(not body.is_sure for body in bodies)
+    some = f"{count or 'no'} {'body' if count == 1 else 'bodies'} of copper"
+    return some + (f", {doubtful} of them doubtful (never above a probability of {HIGH})" if doubtful else "")
 
 
 def overlays(bodies: Sequence[Body]) -> list[Overlay]:

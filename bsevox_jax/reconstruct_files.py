@@ -195,6 +195,8 @@ def summary(found: Reconstruction) -> dict:
         "beam_energies_kev": list(found.beam_energies_kev),
         "electrons_per_pixel": list(found.electrons_per_pixel),
         "offset_nm": list(found.offset_nm),
+        "bodies": len(found.bodies),
+        "doubtful_bodies": sum(not body.is_sure for body in found.bodies),
         "assumptions": list(found.assumptions),
         "version": bsevox_jax.__version__,
     }
@@ -248,25 +250,11 @@ def _write_pictures(folder, title, found, registration_lines):
         voxel_nm=found.voxel_nm,
         threshold=found.threshold,
         bodies=found.bodies,
-        check=_of_page(found.check),
+        check=found.check,
         registration=list(registration_lines),
         about=_settings(found),
         assumptions=list(found.assumptions),
     )
-
-
-def _of_page(check):
-    if check is None:
-        return None
-    return {
-        "chi2": check.chi2_map,
-        "chi2_by_energy": check.chi2_by_energy,
-        "expected": check.expected,
-        "flagged": check.flagged,
-        "in_range": check.in_range,
-        "explains": check.explains,
-        "sentences": check.sentences,
-    }
 
 
 def _settings(found):

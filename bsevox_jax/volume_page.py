@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bsevox_jax import imageio, template
+from bsevox_jax import imageio, measure, template
+from bsevox_jax.check import Check
 from bsevox_jax.measure import Body, Estimate
 
 WHITE_TO_BLUE = 3.0  # the colours of chi-square reach so far at least
@@ -39,7 +40,7 @@ def write(
     voxel_nm: float,
     threshold: float,
     bodies: Sequence[Body],
-    check: dict | None,
+    check: Check | None,
     registration: Sequence[str],
     about: dict,
     assumptions: Sequence[str],
@@ -55,11 +56,7 @@ def write(
         voxel_nm: edge of a voxel and of a pixel.
         threshold: probability above which a voxel is Cu.
         bodies: as measured at this threshold.
-        check: of the images against those simulated anew from the volume; None: not done. `chi2` [y, x] and
-            `chi2_by_energy` [e], reduced chi-square; `expected`, the yields simulated anew, [y, x, e];
-            `flagged`, bool [y, x], where the images are outside of the range of training; `in_range`, whether
-            they are inside as a whole, None if that is not known; `explains`, whether chi-square is that of
-            a good volume; `sentences`, what follows, in words.
+        check: of the images against those simulated anew from the volume; None: not done.
         registration: what was done to lay the images on each other, in sentences.
         about: name -> setting.
         assumptions: what the reconstruction takes for granted, in sentences.
@@ -70,14 +67,14 @@ def write(
     """
     probability = imageio.check_probability(probability, voxel_nm, threshold)
     _check_shapes(probability, yields, beam_energies_kev, check)
-    colour, verdict = _verdict(check, len(bodies))
+    colour, verdict = _verdict(check, bodies)
     settings = [[name.replace("_", " "), _told(value)] for name, value in about.items()]
     parts = {
         "title": html.escape(title),
         "colour": colour,
         "verdict": html.escape(verdict),
         "brief": template.facts(_brief(probability, beam_energies_kev, voxel_nm, threshold)),
-        "sentences": _listed(check["sentences"] if check else []),
+        "sentences": _listed(check.sentences if check else []),
         "bodies": _bodies(bodies),
         "about": template.table(["setting", "value"], settings),
         "registration": _listed(registration or ["The images were taken as they are."]),
@@ -89,7 +86,7 @@ def write(
         "shape": probability.shape,
         "probability": template.deflated(np.moveaxis(template.coded(probability, threshold), -1, 0)),
         "beam_energies_kev": [float(energy) for energy in beam_energies_kev],
-        "images": _images(yields, check["expected"] if check else None),
+        "images": _images(yields, check.expected if check else None),
         "check": _checked(check) if check else None,
         "bodies": [_box(body) for body in bodies],
     }
@@ -107,27 +104,23 @@ def _check_shapes(probability, yields, beam_energies_kev, check):
         raise ValueError(
             f"yields must be finite; got {(~np.isfinite(yields)).sum()} that are not. Repair the images."
         )
-    shapes = {"chi2": pixels, "chi2_by_energy": stack[2:], "expected": stack, "flagged": pixels}
-    for name, shape in shapes.items() if check else ():
-        if np.shape(check[name]) != shape:
-            raise ValueError(
-                f"{name} of the check must have the shape {shape}; got {np.shape(check[name])}. Check the "
-                "images that were reconstructed."
-            )
+    if check and check.expected.shape != stack:
+        raise ValueError(
+            f"the check must be of images {stack}; got {check.expected.shape}. Check the images that were "
+            "reconstructed."
+        )
 
 
-def _verdict(check: dict | None, bodies: int) -> tuple[str, str]:
+def _verdict(check: Check | None, bodies: Sequence[Body]) -> tuple[str, str]:
     """green, amber or red, and why."""
-    found = f"{bodies or 'no'} {'body' if bodies == 1 else 'bodies'} of copper."
+    found = measure.told(bodies)
     if check is None:
-        return "amber", f"Not checked against the images; {found}"
-    chi2 = float(np.mean(check["chi2_by_energy"]))
-    explains = check["explains"]
+        return "amber", f"Not checked against the images; {found}."
     inside = {True: "in the range", False: "outside of the range", None: "not compared with the range"}
-    seen = f"The images are {inside[check['in_range']]} of the network, and the reconstruction"
-    does = "explains them" if explains else "does not explain them"
-    colour = "red" if not explains else "green" if check["in_range"] else "amber"
-    return colour, f"{seen} {does} (reduced chi-square {chi2:.2f}); {found}"
+    seen = f"The images are {inside[check.in_range]} of the network, and the reconstruction"
+    does = "explains them" if check.explains else "does not explain them"
+    colour = "red" if not check.explains else "green" if check.in_range else "amber"
+    return colour, f"{seen} {does} (reduced chi-square {check.chi2:.2f}); {found}."
 
 
 def _brief(probability, beam_energies_kev, voxel_nm, threshold) -> dict[str, str]:
@@ -172,17 +165,17 @@ def _binned(images: np.ndarray, bin_pixels: int) -> np.ndarray:
     return padded.reshape(e, y // bin_pixels, bin_pixels, x // bin_pixels, bin_pixels).mean((2, 4))
 
 
-def _checked(check: dict) -> dict:
+def _checked(check: Check) -> dict:
     """The check for the script; chi-square as bytes from 0 to `most`."""
-    chi2 = np.nan_to_num(np.asarray(check["chi2"], np.float64), nan=0.0, posinf=1e9)
+    chi2 = np.nan_to_num(np.asarray(check.chi2_map, np.float64), nan=0.0, posinf=1e9)
     most = max(WHITE_TO_BLUE, float(np.percentile(chi2, 99.5)))
-    by_energy = np.asarray(check["chi2_by_energy"], np.float64)
+    by_energy = np.asarray(check.chi2_by_energy, np.float64)
     return {
         "chi2": template.deflated(np.rint(np.clip(255 * chi2 / most, 0, 255))),
         "most": most,
         "chi2_by_energy": [value if math.isfinite(value) else None for value in by_energy.tolist()],
-        "flagged": template.deflated(np.asarray(check["flagged"], bool)),
-        "flagged_share": float(np.mean(check["flagged"])),
+        "flagged": template.deflated(check.flagged),
+        "flagged_share": float(check.flagged.mean()),
     }
 
 
@@ -190,7 +183,8 @@ def _bodies(bodies: Sequence[Body]) -> str:
     """Rows of the table of bodies, and its head, as HTML."""
     head = "".join(f"<th class=number>{name}</th>" for _, name in QUANTITIES)
     rows = "".join(
-        f"<tr data-body={k}><td class=number>{k + 1}</td><td class=number>{body.peak_probability:.2f}</td>"
+        f"<tr data-body={k} class={'sure' if body.is_sure else 'doubtful'}><td class=number>{k + 1}</td>"
+        f"<td class=number>{body.peak_probability:.2f}</td>"
         f"{''.join(_estimate(getattr(body, field)) for field, _ in QUANTITIES)}"
         f"<td>{html.escape(' '.join(body.touches))}</td></tr>\n"
         for k, body in enumerate(bodies)

@@ -125,7 +125,7 @@ def test_large_fields_are_judged_square_by_square(model, reference):
 
 @pytest.mark.slow
 def test_noise_that_interpolation_left_uneven_is_no_other_dose(model, reference):
-    """Half a pixel off takes half of the noise away, a whole one nothing: turned images have stripes of both."""
+    """Half a pixel off takes half of the noise, a whole one nothing: turned images have stripes of both."""
     labels = np.ones((60, 60, 20), np.uint8)
     labels[20:40, 25:32, 3:8] = 2
     y = images(model, labels[None], seed=12)[0]

@@ -53,7 +53,7 @@ PACKAGE_ARROWS = {
     "report": {"data", "imageio"},
     "template": {"report"},
     "page": {"data", "evaluate", "imageio", "reconstruct", "report", "template"},
-    "volume_page": {"imageio", "measure", "template"},
+    "volume_page": {"check", "imageio", "measure", "template"},
     "sem_metadata": set(),
     "similarity": {"sem_metadata"},
     "registration": {"sem_metadata", "similarity"},

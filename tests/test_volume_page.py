@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import dataclasses
 import json
 import re
 import zlib
@@ -13,6 +14,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.support.ui import Select
 
 from bsevox_jax import measure, volume_page
+from bsevox_jax.check import Check
 
 SHAPE, VOXEL_NM, ENERGIES_KEV = (48, 64, 20), 1.0, (0.5, 1.0, 2.0, 4.0)
 BOXES = (slice(6, 18), slice(8, 26), slice(2, 9)), (slice(26, 40), slice(30, 56), slice(6, 15))
@@ -35,15 +37,23 @@ def images(probability, seed):
 def check(probability, **changes):
     flagged = np.zeros(probability.shape[:2], bool)
     flagged[:6, :8] = True
-    chi2 = np.random.default_rng(2).chisquare(4, probability.shape[:2]) / 4
-    made = {
-        "chi2": chi2,
-        "chi2_by_energy": np.full(len(ENERGIES_KEV), 1.1),
-        "in_range": True,
-        "explains": True,
-    }
-    made |= {"expected": images(probability, 1), "flagged": flagged, "sentences": ["All is <well>."]}
-    return made | changes
+    count = len(ENERGIES_KEV)
+    made = Check(
+        expected=images(probability, 1),
+        scatter=np.ones((*probability.shape[:2], count)),
+        probe_fwhm_nm=0.0,
+        gain=np.ones(count),
+        offset=np.zeros(count),
+        noise=np.ones((1, 1, count)),
+        chi2_map=np.random.default_rng(2).chisquare(count, probability.shape[:2]) / count,
+        chi2_by_energy=np.full(count, 1.1),
+        chi2=1.1,
+        features=np.zeros((1, 2 * count + 1)),
+        flagged=flagged,
+        explains=True,
+        in_range=True,
+    )
+    return dataclasses.replace(made, **changes)
 
 
 def given(**changes):
@@ -86,7 +96,12 @@ def test_page_needs_nothing_else_and_escapes_what_it_is_given(tmp_path):
     assert not re.search(r"https?:(?!//www\.w3\.org/2000/svg)|@import|cdn|<link rel=.?style", rest)
     assert set(re.findall(r'(?:src|href)="([^",]*)', rest)) == {"data:"}
     assert "alert(" in rest and "<script>alert" not in rest and "&lt;script&gt;alert" in rest
-    for text in ("moved by &lt;1 nm", "no &lt;drift&gt;", "compact &amp; small", "All is &lt;well&gt;."):
+    for text in (
+        "moved by &lt;1 nm",
+        "no &lt;drift&gt;",
+        "compact &amp; small",
+        "chi^2 per degree of freedom",
+    ):
         assert text in rest
     assert len(held["bodies"]) == rest.count("<tr data-body=") == 2
 
@@ -108,7 +123,7 @@ def test_images_come_back_between_black_and_white(tmp_path):
     held, _ = embedded(written(tmp_path))
     about = held["images"]
     black, white = (np.array(about[end])[:, None, None] for end in ("black", "white"))
-    for name, stack in (("measured", known["yields"]), ("expected", known["check"]["expected"])):
+    for name, stack in (("measured", known["yields"]), ("expected", known["check"].expected)):
         grey = array(about[name], (len(ENERGIES_KEV), *SHAPE[:2]))
         shown = np.clip(np.moveaxis(stack, -1, 0), black, white)
         np.testing.assert_allclose(black + grey / 255 * (white - black), shown, atol=2e-3)
@@ -127,9 +142,11 @@ def test_a_field_of_an_instrument_fits_into_a_mail(tmp_path):
     random = np.random.default_rng(0)
     probability = np.clip(random.normal(0.5, 0.4, (256, 256, 20)), 0, 1).astype(np.float32)
     yields = random.poisson(300, (256, 256, 20)) / 1000
-    check = {"chi2": yields[..., 0], "chi2_by_energy": np.ones(20), "expected": yields[..., ::-1]}
-    check |= {"flagged": yields[..., 0] > 0.3, "in_range": True, "explains": True, "sentences": []}
-    changes = {"yields": yields, "beam_energies_kev": np.linspace(0.5, 10, 20), "check": check}
+    flagged, expected = yields[..., 0] > 0.3, yields[..., ::-1]
+    made = check(
+        probability, chi2_map=yields[..., 0], chi2_by_energy=np.ones(20), expected=expected, flagged=flagged
+    )
+    changes = {"yields": yields, "beam_energies_kev": np.linspace(0.5, 10, 20), "check": made}
     path = tmp_path / "report.html"
     volume_page.write(str(path), **given() | changes | {"probability": probability})
     assert path.stat().st_size < 15e6
@@ -142,13 +159,21 @@ def test_a_field_of_an_instrument_fits_into_a_mail(tmp_path):
         ({"in_range": False}, "amber", "outside of the range of the network"),
         ({"in_range": None}, "amber", "not compared with the range of the network"),
         ({"explains": False}, "red", "does not explain them (reduced chi-square 1.10)"),
-        ({"explains": True, "chi2_by_energy": np.full(4, 9.0)}, "green", "explains them"),
+        ({"explains": True, "chi2": 9.0}, "green", "explains them (reduced chi-square 9.00)"),
     ],
 )
 def test_verdict_follows_the_check(tmp_path, changes, colour, words):
     text = written(tmp_path, check=check(copper(), **changes))
     (found,) = re.findall(r'<p class="verdict (\w+)" id="verdict">(.*)</p>', text)
     assert found[0] == colour and words in found[1] and "2 bodies of copper" in found[1]
+
+
+def test_bodies_that_may_not_be_there_are_told_apart(tmp_path):
+    probability = copper()
+    probability[BOXES[1]] *= 0.7
+    text = written(tmp_path, probability=probability, bodies=measure.bodies(probability, VOXEL_NM))
+    assert "2 bodies of copper, 1 of them doubtful" in text
+    assert re.findall(r"<tr data-body=\d+ class=(\w+)", text) == ["doubtful", "sure"]
 
 
 def test_without_a_check_the_page_says_so(tmp_path):
@@ -163,7 +188,7 @@ def test_without_a_check_the_page_says_so(tmp_path):
         ({"yields": np.zeros((48, 64, 3))}, r"yields must be \[y, x, e\] .*; got \(48, 64, 3\). Give"),
         ({"yields": np.full((48, 64, 4), np.nan)}, "yields must be finite; got 12288 that are not. Repair"),
         ({"threshold": 1.0}, "threshold must lie between 0 and 1; got 1.0"),
-        ({"check": check(copper(), chi2=np.zeros((2, 2)))}, r"chi2 of the check .* \(48, 64\); got \(2, 2\)"),
+        ({"check": check(copper()[:9])}, r"check must be of images \(48, 64, 4\); got \(9, 64, 4\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, changes, message):
