@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 
 from bsevox_jax import imageio
 
@@ -326,6 +327,7 @@ def _calipers(points):
     """Smallest and largest extent of points [point, 2]; 0 without any."""
     if len(points) == 0:
         return 0.0, 0.0
+    points = points[ConvexHull(points, qhull_options="QJ").vertices]  # QJ: also if all lie on a line
     angle = np.arange(_DIRECTIONS) * np.pi / _DIRECTIONS
     extent = np.ptp(points @ np.stack([np.sin(angle), np.cos(angle)]), axis=0)
     return extent.min(), extent.max()
