@@ -60,7 +60,7 @@ def judged(export, known, model, counts, dose) -> dict:
 def held(known, is_cu, probability) -> dict:
     """Share of true values that intervals of bodies hold, and their number: by the soft edge, and widened."""
     pairs = measured(is_cu, probability, known.threshold)
-    widened = [(true, intervals.widened(found, known.margins_nm)) for true, found in pairs]
+    widened = [(true, intervals.widened(found, known.margins)) for true, found in pairs]
     return {"soft edge": intervals.coverage(pairs), "widened": intervals.coverage(widened)}
 
 

@@ -26,14 +26,14 @@ class Calibration:
 
     Attributes:
         curve: a, b, c of the module.
-        margins_nm: of the intervals of measured bodies, see `intervals`.
+        margins: of the intervals of measured bodies, see `intervals`.
         threshold: calibrated probability above which a voxel is best called copper (greatest mean IoU).
         reference: of the images, see `check.Reference`.
         about: what it was measured with.
     """
 
     curve: tuple[float, float, float]
-    margins_nm: dict[str, float]
+    margins: dict[str, float]
     threshold: float
     reference: check.Reference
     about: dict
@@ -81,7 +81,7 @@ def save(folder: str, found: Calibration) -> None:
             os.path.join(temporary, FILE),
             curve=found.curve,
             threshold=found.threshold,
-            margins_nm=json.dumps(found.margins_nm),
+            margins=json.dumps(found.margins),
             features=found.reference.features.astype(np.float32),
             chi2=found.reference.chi2.astype(np.float32),
             about=json.dumps(found.about),
@@ -102,9 +102,9 @@ def load(folder: str, export: checkpoint.Export) -> Calibration | None:
             about = json.loads(str(file["about"]))
             sha256 = about["sha256"]
             reference = check.Reference(file["features"].astype(np.float64), file["chi2"].astype(np.float64))
-            margins_nm = json.loads(str(file["margins_nm"]))
+            margins = json.loads(str(file["margins"]))
             curve, threshold = tuple(file["curve"].tolist()), float(file["threshold"])
-            found = Calibration(curve, margins_nm, threshold, reference, about)
+            found = Calibration(curve, margins, threshold, reference, about)
     except Exception as error:
         raise OSError(f"the calibration must be readable; got a damaged {path}. Calibrate again.") from error
     if sha256 != export.sha256:

@@ -7,6 +7,7 @@ Information Processing Systems 32), one margin for each kind of quantity.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,10 @@ KINDS = {  # kind -> (quantity, sides of the block that cut it short)
     "calipers": (("caliper_min_nm", "-x+x-y+y"), ("caliper_max_nm", "-x+x-y+y")),
     "lateral centroid": (("x_nm", "-x+x"), ("y_nm", "-y+y")),
     "depth of the centroid": (("z_nm", "-z+z"),),
+    "wall angles": (("side_wall_angle_x_deg", "-x+x"), ("side_wall_angle_y_deg", "-y+y")),
+    "volume": (("volume_nm3", "-x+x-y+y-z+z"),),
 }
+RELATIVE = ("volume",)  # whose margins are shares of the value that was found
 
 
 def matched(true: Sequence[Body], found: Sequence[Body]) -> list[tuple[Body, Body]]:
@@ -39,11 +43,14 @@ def matched(true: Sequence[Body], found: Sequence[Body]) -> list[tuple[Body, Bod
 
 
 def margins(pairs: Sequence[tuple[Body, Body]]) -> dict[str, float]:
-    """What each kind of interval must grow by at both ends, in nm, to hold `COVERED` of the true values."""
+    """What each kind of interval must grow by at both ends to hold `COVERED` of the true values.
+
+    In nm, of angles in degrees, and of `RELATIVE` kinds as a share of the value that was found.
+    """
     needed = {}
     for kind, quantities in KINDS.items():
         missing = [
-            max(of.low - value, value - of.high)
+            max(of.low - value, value - of.high) / _unit(kind, of)
             for true, found in pairs
             for value, of in _whole(true, found, quantities)
         ]
@@ -53,13 +60,13 @@ def margins(pairs: Sequence[tuple[Body, Body]]) -> dict[str, float]:
     return needed
 
 
-def widened(body: Body, margins_nm: dict[str, float]) -> Body:
-    """The body with intervals that are `margins_nm` wider at both ends; values stay inside."""
+def widened(body: Body, margins: dict[str, float]) -> Body:
+    """The body with intervals that are wider by `margins`, see there, at both ends; values stay inside."""
     changed = {}
     for kind, quantities in KINDS.items():
-        margin = margins_nm.get(kind)
-        for name, _ in quantities if margin is not None else ():
-            value, low, high = getattr(body, name)
+        for name, _ in quantities if kind in margins else ():
+            value, low, high = found = getattr(body, name)
+            margin = margins[kind] * _unit(kind, found)
             low, high = min(value, low - margin), max(value, high + margin)
             changed[name] = Estimate(value, max(low, 0.0), high)  # nothing is shorter or higher than that
     return dataclasses.replace(body, **changed)
@@ -83,8 +90,13 @@ def _whole(true, found, quantities):
     """True value and estimate of the quantities that no side of the block cuts short."""
     cut = (*true.touches, *found.touches)
     for name, sides in quantities:
-        if not any(side in sides for side in cut):
-            yield getattr(true, name).value, getattr(found, name)
+        value, of = getattr(true, name).value, getattr(found, name)
+        if not any(side in sides for side in cut) and not math.isnan(value + of.value):
+            yield value, of
+
+
+def _unit(kind, found):
+    return found.value if kind in RELATIVE else 1
 
 
 def _overlap(a, b):

@@ -35,7 +35,7 @@ class Reconstruction:
         assumptions: what was taken for granted, one sentence each.
         network: name, training set and sha256 of the weights.
         voxel_nm: edge of a voxel.
-        margins_nm: of the intervals of `bodies`, see `intervals`; None without a calibration.
+        margins: of the intervals of `bodies`, see `intervals`; None without a calibration.
         offset_nm: (y, x) of the corner of the volume from that of the images as they were recorded.
     """
 
@@ -48,7 +48,7 @@ class Reconstruction:
     assumptions: tuple[str, ...]
     network: dict
     voxel_nm: float = VOXEL_NM
-    margins_nm: dict[str, float] | None = None
+    margins: dict[str, float] | None = None
     offset_nm: tuple[float, float] = (0.0, 0.0)
 
     @property
@@ -60,7 +60,7 @@ class Reconstruction:
     def bodies(self) -> list[measure.Body]:
         """The bodies of copper, with intervals that are meant to hold nine of ten true values."""
         found = measure.bodies(self.probability, self.voxel_nm, self.threshold)
-        return [intervals.widened(body, self.margins_nm or {}) for body in found]
+        return [intervals.widened(body, self.margins or {}) for body in found]
 
     @property
     def chi2(self) -> float | None:
@@ -120,7 +120,7 @@ def reconstruct(
             "sha256": export.sha256,
             "calibration": None if known is None else known.about,
         },
-        margins_nm=None if known is None else known.margins_nm,
+        margins=None if known is None else known.margins,
     )
 
 

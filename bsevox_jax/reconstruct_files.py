@@ -31,7 +31,7 @@ from bsevox_jax.reconstruct import VOXEL_NM, Reconstruction, check_exactly, defa
 
 RECORDINGS = (".h5", ".hdf5", ".hspy", ".mrc")  # which only instruments write; TIFF may be either
 WRITTEN = "volume.npz, volume.tif, picture.png, report.html, summary.json, bodies.csv and bodies.json"
-MARGIN = f"soft edge and a margin; {COVERED:.0%} in calibration, but for volumes and angles"
+MARGIN = f"soft edge and a margin; {COVERED:.0%} in calibration"
 Area = tuple[slice, slice]
 
 
@@ -179,7 +179,7 @@ def write(
             file.write(imageio.json_text(facts))
         _write_pictures(folder, title, found, registration_lines)
         measure.write_csv(os.path.join(folder, "bodies.csv"), found.bodies)
-        told = () if found.margins_nm is None else (MARGIN,)
+        told = () if found.margins is None else (MARGIN,)
         measure.write_json(os.path.join(folder, "bodies.json"), found.bodies, about, *told)
         if formats:
             volumes.write(

@@ -28,9 +28,9 @@ def pairs():
 def test_margins_make_intervals_hold_nine_of_ten(pairs):
     half = pairs[::2], pairs[1::2]
     assert intervals.coverage(pairs)["bottom"][0] < 0.7
-    margins_nm = intervals.margins(half[0])
-    ours, others = ([(true, intervals.widened(found, margins_nm)) for true, found in of] for of in half)
-    for kind in ("top", "bottom", "height"):
+    margins = intervals.margins(half[0])
+    ours, others = ([(true, intervals.widened(found, margins)) for true, found in of] for of in half)
+    for kind in ("top", "bottom", "height", "volume"):
         share, number = intervals.coverage(others)[kind]
         assert number == 40 and abs(share - intervals.COVERED) < 3 * np.sqrt(2 * 0.9 * 0.1 / number)
         assert intervals.coverage(ours)[kind][0] >= intervals.COVERED
@@ -40,12 +40,14 @@ def test_intervals_too_wide_shrink_but_keep_the_value(pairs):
     body = pairs[0][1]
     narrow = intervals.widened(body, {"top": -100.0})
     assert narrow.top_nm == (body.top_nm.value,) * 3 and narrow.bottom_nm == body.bottom_nm
+    wider = intervals.widened(body, {"volume": 0.5}).volume_nm3
+    assert wider.high - body.volume_nm3.high == pytest.approx(0.5 * body.volume_nm3.value)
 
 
 def test_what_a_side_cuts_is_not_compared():
     cut = measure.bodies(block(0, 12, 0, 9), 1.0)
     held = intervals.coverage(intervals.matched(cut, cut))
-    assert set(held) == {"bottom", "ends", "widths", "lateral centroid"}
+    assert set(held) == {"bottom", "ends", "widths", "lateral centroid", "wall angles"}
     assert held["ends"][1] == 3 and held["widths"][1] == 1
 
 
