@@ -5,11 +5,13 @@
 Of a shipped network on `standard-test`: how far its calibrated probabilities are from the truth, how often
 good images are called out of range, and how often spoilt ones are: energies in another order, axes exchanged,
 one energy filled with its neighbour, a gain 20 % too high or too low, a tenth of the dose that is told.
-Prints one JSON object.
+Prints one JSON object; with `--output` the same command goes on where it was stopped.
 """
 
 import argparse
+import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,18 +44,29 @@ def spoilt(counts: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def judged(export, known, model, counts, dose) -> dict:
-    """Shares of specimens that are out of range, and that are not explained."""
+def judged(export, known, model, counts, dose, families) -> dict:
+    """Shares of specimens that are out of range, and that are not explained; with wires, and without."""
     probability = known(inference.cu_probability(export, counts, dose))
     found = [
         check.check(model, one / dose, dose, volume, reference=known.reference)
         for one, volume in zip(counts, tqdm(probability, leave=False), strict=True)
     ]
+    outside, unexplained = (
+        np.array([not flag for flag in of])
+        for of in ([one.in_range for one in found], [one.explains for one in found])
+    )
+    wires = np.array(families) == "core-shell wire"
+    groups = {"all": np.ones_like(wires), "without wires": ~wires, "wires": wires}
     return {
-        "out_of_range": float(np.mean([not one.in_range for one in found])),
-        "not_explained": float(np.mean([not one.explains for one in found])),
-        "either": float(np.mean([not (one.in_range and one.explains) for one in found])),
-        "median_chi2": float(np.median([one.chi2 for one in found])),
+        name: {
+            "specimens": int(of.sum()),
+            "out_of_range": float(outside[of].mean()),
+            "not_explained": float(unexplained[of].mean()),
+            "either": float((outside | unexplained)[of].mean()),
+            "median_chi2": float(np.median([one.chi2 for one in itertools.compress(found, of)])),
+        }
+        for name, of in groups.items()
+        if of.any()
     }
 
 
@@ -80,25 +93,40 @@ def main() -> None:
     dose, is_cu = test.electrons_per_pixel, data.copper(test.labels)
     own = inference.cu_probability(export, test.counts, dose)
     calibrated = known(own)
-    found = {"network": options.network, "electrons_per_pixel": dose, "specimens": len(test)}
+    about = {"network": options.network, "sha256": export.sha256, "electrons_per_pixel": dose}
+    about |= {"spoilt": options.specimens, "seed": options.seed}
+    found = dict(about)
     for name, probability in (("own", own), ("calibrated", calibrated)):
         curve = calibration.reliability(probability, is_cu)
         found[name] = {key: np.asarray(value).tolist() for key, value in curve.items()}
     found["iou_at_threshold"] = float(np.mean(iou_cu(calibrated, test.labels, known.threshold)))
     found["threshold"] = known.threshold
     found["intervals"] = held(known, is_cu, calibrated)
-    kinds = (
-        spoilt(test.counts[: options.specimens].astype(np.int64), options.seed) if options.specimens else {}
-    )
-    found["range"] = {
-        name: judged(export, known, model, images, dose) for name, images in tqdm(kinds.items())
-    }
-    text = json.dumps(found, indent=1)
-    if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(options.output) as path:
-            Path(path).write_text(text)
-    print(text)
+    found["range"], some = done_before(options.output, about), slice(options.specimens)
+    kinds = spoilt(test.counts[some].astype(np.int64), options.seed) if options.specimens else {}
+    for name, images in kinds.items():
+        if name not in found["range"]:
+            print(f"judging: {name}", file=sys.stderr)
+            found["range"][name] = judged(export, known, model, images, dose, test.families[some])
+            write(options.output, found)
+    write(options.output, found)
+    print(json.dumps(found, indent=1))
+
+
+def done_before(path: str, about: dict) -> dict:
+    """What a file of the same network and specimens has of the range; nothing else."""
+    if not path or not Path(path).exists():
+        return {}
+    before = json.loads(Path(path).read_text())
+    return before["range"] if all(before.get(name) == value for name, value in about.items()) else {}
+
+
+def write(path: str, found: dict) -> None:
+    """Writes the JSON object, if it is to be written."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            Path(temporary).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
