@@ -67,6 +67,7 @@ def test_standard_errors_are_the_scatter_of_repeats():
     np.testing.assert_allclose(scatter / variance, 1, atol=1.5 * spread)  # weights have long tails
 
 
+@pytest.mark.slow
 def test_fast_electrons_scatter_less_than_in_the_plain_walk():
     estimate = yields(electrons_per_pixel=1000)
     binomial = np.sqrt((estimate.yields * (1 - estimate.yields) / 1000).mean((0, 1)))

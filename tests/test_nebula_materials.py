@@ -28,6 +28,7 @@ def test_our_tables_come_back_as_they_were(materials):
         assert type(getattr(back, field.name)) is type(getattr(wanted, field.name)), field.name
 
 
+@pytest.mark.slow
 def test_equal_tables_give_equal_files(materials, tmp_path):
     """Chunks of a data set are named after the hash of the material files."""
     nebula.write_material(tmp_path / "Si.mat", tables.shipped(("Si",)), "Si")

@@ -28,7 +28,14 @@ def folder(tmp_path_factory):
 GIVEN = {"beam_energies_kev": sim.PAPER_ENERGIES_KEV, "electrons_per_pixel": small_export.DOSE}
 
 
-@pytest.mark.parametrize("name, given", [("stack.npz", {}), ("stack.tif", {}), ("stack.npy", GIVEN)])
+@pytest.mark.parametrize(
+    "name, given",
+    [
+        ("stack.npz", {}),
+        pytest.param("stack.tif", {}, marks=pytest.mark.slow),
+        pytest.param("stack.npy", GIVEN, marks=pytest.mark.slow),
+    ],
+)
 def test_every_format_gives_the_network_applied_to_the_yields_in_all_attitudes(folder, tmp_path, name, given):
     export = checkpoint.load_export(str(folder / "run" / "export"))
     counts = np.load(folder / "stack.npy")

@@ -116,6 +116,7 @@ def test_only_what_is_new_is_drawn(a_stream):
     assert blocks == [0, 8, 16, 24]
 
 
+@pytest.mark.slow
 def test_without_fresh_specimens_all_epochs_are_the_same_and_with_all_fresh_none_returns(windows, a_stream):
     fixed, moving = a_stream(fresh=0), a_stream(fresh=10)
     assert by_number(fixed, 0) == by_number(fixed, 7) == by_number(moving, 0) == windows[0]
