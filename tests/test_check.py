@@ -118,9 +118,9 @@ def test_large_fields_are_judged_square_by_square(model, reference):
     labels = np.ones((60, 40, 20), np.uint8)
     labels[5:50, 10:14, 4:9] = 2
     y = images(model, labels[None], seed=3)[0]
-    y[40:, 20:] *= 1.2
+    y[20:, 20:] *= 1.2  # two of six squares; of one, chance could be the reason
     found = judged(model, reference, y, labels)
-    assert found.in_range is False and found.flagged[40:, 20:].all() and found.flagged.mean() < 0.4
+    assert found.in_range is False and found.flagged[20:, 20:].all() and found.flagged.mean() < 0.4
 
 
 @pytest.mark.slow

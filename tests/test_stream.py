@@ -178,7 +178,8 @@ def test_stopped_run_resumes_to_the_same_weights_and_exports_the_highest_dose(
     folder, tmp_path, monkeypatch, capsys
 ):
     config, whole, broken = get_config(folder), str(tmp_path / "whole"), str(tmp_path / "broken")
-    config.data.forward.update(probe_fwhm_nm=(0.0, 2.0), gain_error=0.02)
+    doses = dict(lowest_electrons_per_pixel=50.0, highest_electrons_per_pixel=1000.0)
+    config.data.forward.update(probe_fwhm_nm=(0.0, 2.0), gain_error=0.02, **doses)
     path = train.train(config, whole)
     export = checkpoint.load_export(path)
     sha256 = forward.load().sha256
