@@ -26,7 +26,7 @@ from bsevox_jax import checkpoint, data, metrics
 from bsevox_jax.evaluate import SINGLE_BODIES, iou_cu
 from bsevox_jax.inference import asked
 from bsevox_jax.parallel import processor
-from bsevox_jax.sim.files import whole_file
+from bsevox_jax.sim.files import write_whole
 from bsevox_jax.train import train
 from configs import compact, lite, quickstart
 
@@ -191,8 +191,7 @@ def main(_):
             "processor": processor(),
             "cores": os.cpu_count(),
         }
-        with whole_file(Path(FLAGS.folder) / f"ablation_{FLAGS.of}.json") as path:
-            Path(path).write_text(json.dumps(result, indent=1))
+        write_whole(Path(FLAGS.folder) / f"ablation_{FLAGS.of}.json", json.dumps(result, indent=1))
     print(json.dumps(result))
 
 

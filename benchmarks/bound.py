@@ -31,7 +31,7 @@ from bsevox_jax.evaluate import SINGLE_BODIES, iou_cu
 from bsevox_jax.inference import cu_probability
 from bsevox_jax.parallel import processor
 from bsevox_jax.sim import phantoms
-from bsevox_jax.sim.files import whole_file
+from bsevox_jax.sim.files import write_whole
 from tfds_bse import sets
 
 FLAGS = flags.FLAGS
@@ -238,8 +238,7 @@ def main(_):
     path.parent.mkdir(parents=True, exist_ok=True)
     for first in tqdm(range(len(rows), FLAGS.specimens, ROWS), unit="block"):
         rows += bound(model, test, range(first, min(first + ROWS, FLAGS.specimens)), network)
-        with whole_file(path) as temporary:
-            Path(temporary).write_text(json.dumps(about | {"summary": summary(rows), "rows": rows}, indent=1))
+        write_whole(path, json.dumps(about | {"summary": summary(rows), "rows": rows}, indent=1))
     print(json.dumps(summary(rows)))
 
 

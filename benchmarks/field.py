@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from benchmarks import interconnect
 from bsevox_jax import forward, imageio, observe, sim, tiles
 from bsevox_jax.reconstruct import reconstruct
-from bsevox_jax.sim.files import whole_file
+from bsevox_jax.sim.files import write_whole
 
 DOSE = 1000
 SIZES = (256, 512, 1024)
@@ -72,11 +71,8 @@ def main() -> None:
     if options.stack:
         print(json.dumps(measured(options.stack)))
         return
-    one, fields, folder = (
-        counts(),
-        [],
-        os.path.dirname(os.path.abspath(options.output or "runs/field/field.json")),
-    )
+    one, fields = counts(), []
+    folder = os.path.dirname(os.path.abspath(options.output or "runs/field/field.json"))
     for size in SIZES:
         with imageio.unfinished(folder, f"field-{size}") as path:
             os.makedirs(folder, exist_ok=True)
@@ -86,8 +82,7 @@ def main() -> None:
         fields.append(json.loads(done.stdout.splitlines()[-1]))
     text = json.dumps({"electrons_per_pixel": DOSE, "fields": fields}, indent=1)
     if options.output:
-        with whole_file(options.output) as path:
-            Path(path).write_text(text)
+        write_whole(options.output, text)
     print(text)
 
 

@@ -152,7 +152,7 @@ def assess(images: str, output: str) -> dict:
         "in_range": found.in_range,
         "bodies_true": len(true),
         "bodies_found": len(found.bodies),
-        "bodies_doubtful": sum(not body.is_sure for body in found.bodies),
+        "bodies_doubtful": measure.doubtful_count(found.bodies),
         "matched": len(pairs),
         "median_error_nm": {name: float(np.median(values)) for name, values in errors.items()},
         "largest_error_nm": {name: float(np.max(values)) for name, values in errors.items()},

@@ -20,7 +20,7 @@ from bsevox_jax import blur, deconvolution, forward, sim
 from bsevox_jax.compare import best_threshold, material_of
 from bsevox_jax.examples import Examples
 from bsevox_jax.parallel import processor
-from bsevox_jax.sim.files import whole_file
+from bsevox_jax.sim.files import whole_file, write_whole
 from configs import paper_tables
 
 FOLDER = Path("runs/kernels")
@@ -117,8 +117,7 @@ def main() -> None:
     }
     text = json.dumps(found, indent=1)
     if options.output:
-        with whole_file(options.output) as path:
-            Path(path).write_text(text)
+        write_whole(options.output, text)
     print(text)
 
 

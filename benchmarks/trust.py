@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bsevox_jax import calibration, check, checkpoint, data, forward, inference, intervals
 from bsevox_jax.calibrate import measured
 from bsevox_jax.evaluate import iou_cu
-from bsevox_jax.sim.files import whole_file
+from bsevox_jax.sim.files import write_whole
 
 
 def spoilt(counts: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -124,9 +124,7 @@ def done_before(path: str, about: dict) -> dict:
 def write(path: str, found: dict) -> None:
     """Writes the JSON object, if it is to be written."""
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            Path(temporary).write_text(json.dumps(found, indent=1))
+        write_whole(path, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

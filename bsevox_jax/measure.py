@@ -140,9 +140,14 @@ def bodies(probability: np.ndarray, voxel_nm: float, threshold: float = 0.5) -> 
     return sorted(found, key=lambda body: -body.volume_nm3.value)
 
 
+def doubtful_count(bodies: Sequence[Body]) -> int:
+    """How many may not be there; see `Body.is_sure`."""
+    return sum(not body.is_sure for body in bodies)
+
+
 def told(bodies: Sequence[Body]) -> str:
     """How many there are, in words."""
-    count, doubtful = len(bodies), sum(not body.is_sure for body in bodies)
+    count, doubtful = len(bodies), doubtful_count(bodies)
     some = f"{count or 'no'} {'body' if count == 1 else 'bodies'} of copper"
     return some + (f", {doubtful} of them doubtful (never above a probability of {HIGH})" if doubtful else "")
 

@@ -196,7 +196,7 @@ def summary(found: Reconstruction) -> dict:
         "electrons_per_pixel": list(found.electrons_per_pixel),
         "offset_nm": list(found.offset_nm),
         "bodies": len(found.bodies),
-        "doubtful_bodies": sum(not body.is_sure for body in found.bodies),
+        "doubtful_bodies": measure.doubtful_count(found.bodies),
         "assumptions": list(found.assumptions),
         "version": bsevox_jax.__version__,
     }

@@ -19,3 +19,10 @@ def whole_file(path: str | os.PathLike) -> Iterator[str]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def write_whole(path: str | os.PathLike, text: str) -> None:
+    """Writes a file of text, whole or not at all, and the folder that it lies in."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with whole_file(path) as temporary, open(temporary, "w") as file:
+        file.write(text)
