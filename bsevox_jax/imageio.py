@@ -83,7 +83,7 @@ def check_stack(counts: np.ndarray, beam_energies_kev: Sequence[float], electron
     dose = np.asarray(electrons_per_pixel, np.float64)
     if dose.size != 1 or not 1 <= dose < 2**31 or dose != np.floor(dose):
         raise ValueError(
-            f"electrons_per_pixel must be a whole number from 1; got {_listed(dose)}. Give beam current x "
+            f"electrons_per_pixel must be a whole number from 1; got {listed(dose)}. Give beam current x "
             "dwell time / elementary charge."
         )
     _check_counts(counts, energies, dose.item())
@@ -130,7 +130,7 @@ def _check_images(name, images, beam_energies_kev):
         )
     if not (np.isfinite(energies).all() and (energies > 0).all() and (np.diff(energies) > 0).all()):
         raise ValueError(
-            f"beam_energies_kev must be positive and ascend; got {_listed(energies)}. Sort the images."
+            f"beam_energies_kev must be positive and ascend; got {listed(energies)}. Sort the images."
         )
     return energies
 
@@ -164,14 +164,15 @@ def _agree(name, told, given, path):
     if told is not None and given is not None:
         if np.shape(told) != np.shape(given) or not np.allclose(told, given, rtol=1e-6):
             raise ValueError(
-                f"{name} must be that of the file; got {_listed(given)}, where {path} has {_listed(told)}. "
+                f"{name} must be that of the file; got {listed(given)}, where {path} has {listed(told)}. "
                 f"Leave --{name} out."
             )
     return given if told is None else told
 
 
-def _listed(values) -> str:
-    return ", ".join(f"{value:g}" for value in np.ravel(values))
+def listed(values) -> str:
+    """Numbers as a message names them, twenty at most."""
+    return ", ".join(f"{value:g}" for value in np.ravel(values)[:20])
 
 
 def _read_npz(path):

@@ -10,6 +10,7 @@ from jax import lax
 
 from bsevox_jax import metrics, models, parallel
 from bsevox_jax.checkpoint import Export
+from bsevox_jax.imageio import listed
 from bsevox_jax.models.equivariant import INVERSE, turned_each
 
 ROWS_PER_DEVICE = 8
@@ -31,8 +32,8 @@ def check_energies(beam_energies_kev: Sequence[float], export: Export) -> None:
     if not (known.any(1).all() and known.sum(0).max() <= 1 and fewest <= len(given) <= len(trained)):
         some = "" if fewest == len(trained) else f", {fewest} of them at least"
         raise ValueError(
-            f"beam_energies_kev must be those of the network, {_listed(trained)}{some}; "
-            f"got {_listed(given)}. Take these images, or train on these energies."
+            f"beam_energies_kev must be those of the network, {listed(trained)}{some}; "
+            f"got {listed(given)}. Take these images, or train on these energies."
         )
 
 
@@ -103,7 +104,3 @@ def _symmetric_mean(predict: Callable, images: jax.Array) -> jax.Array:
         for k, found in zip(together, jnp.split(predict(seen), len(together)), strict=True):
             total = total + turned_each(found, INVERSE[k])
     return total / len(INVERSE)
-
-
-def _listed(energies) -> str:
-    return ", ".join(f"{energy:g}" for energy in energies)

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from bsevox_jax import forward, imageio
 from bsevox_jax.image_files import frames
+from bsevox_jax.imageio import listed
 from bsevox_jax.sem_metadata import Refusal
 
 ELEMENTARY_CHARGE_C = 1.602176634e-19  # exact, SI 2019
@@ -140,7 +141,7 @@ def to_yields(
     if places is None:
         raise Refusal(
             "beam_energies_kev must be among those of the image model, "
-            f"{_listed(model.beam_energies_kev)}; got {_listed(recording.beam_energies_kev)}. Leave the "
+            f"{listed(model.beam_energies_kev)}; got {listed(recording.beam_energies_kev)}. Leave the "
             "others out."
         )
     areas = {"silicon": silicon, "copper": copper}
@@ -201,7 +202,7 @@ def _energies_kev(found, given, notes):
                 f"{remedy}."
             )
         if None not in told and not np.allclose(told, energies_kev, rtol=1e-3):
-            notes.append(f"The files tell other landing energies: {_listed(told)} keV.")
+            notes.append(f"The files tell other landing energies: {listed(told)} keV.")
     elif None in told:
         frame = found[told.index(None)]
         reason = f" ({frame.told.landing})" if frame.told.landing else ""
@@ -212,7 +213,7 @@ def _energies_kev(found, given, notes):
     least, most = POSSIBLE_KEV
     if not (least <= ascending[0] <= ascending[-1] <= most and (np.diff(ascending) > 1e-6).all()):
         raise Refusal(
-            f"landing energies must differ and be {least:g} to {most:g} keV; got {_listed(energies_kev)}. "
+            f"landing energies must differ and be {least:g} to {most:g} keV; got {listed(energies_kev)}. "
             f"{remedy}, or leave images out."
         )
     return [float(energy) for energy in energies_kev]
@@ -224,7 +225,7 @@ def _pixel_nm(found, given, notes):
     if given is not None:
         notes.append("The size of a pixel is as given.")
         if known and max(abs(size - given) for size in known) > 0.01 * given:
-            notes.append(f"The files tell other sizes of a pixel: {_listed(known)} nm.")
+            notes.append(f"The files tell other sizes of a pixel: {listed(known)} nm.")
         sizes = [given]
     elif None in told:
         name = found[told.index(None)].name
@@ -234,11 +235,11 @@ def _pixel_nm(found, given, notes):
     least, most = POSSIBLE_PIXEL_NM
     if not least <= sizes[0] <= sizes[-1] <= most:
         raise Refusal(
-            f"pixel_nm must be {least:g} to {most:g}; got {_listed(sizes)}. Give the edge of a pixel."
+            f"pixel_nm must be {least:g} to {most:g}; got {listed(sizes)}. Give the edge of a pixel."
         )
     if sizes[-1] > 1.01 * sizes[0]:
         raise Refusal(
-            f"pixels must be of one size; got {_listed(sizes)} nm. Resample the images, give pixel_nm=."
+            f"pixels must be of one size; got {listed(sizes)} nm. Resample the images, give pixel_nm=."
         )
     return float(np.mean(sizes))
 
@@ -248,7 +249,7 @@ def _doses(found, given, notes):
         doses = np.asarray(given, np.float64).reshape(-1)
         if doses.size not in (1, len(found)) or any(_positive(dose) is None for dose in doses):
             raise Refusal(
-                f"electrons_per_pixel must be positive, one or one per image; got {_listed(doses)} for "
+                f"electrons_per_pixel must be positive, one or one per image; got {listed(doses)} for "
                 f"{len(found)} images. Give current x dwell time / elementary charge."
             )
         notes.append("The dose is as given.")
@@ -320,7 +321,3 @@ def _first_flat_row(grey):
         return None
     breaks = np.flatnonzero(np.diff(places) > 8)  # rows; above the last is the specimen, with saturated rows
     return int(places[breaks[-1] + 1 if len(breaks) else 0])
-
-
-def _listed(values) -> str:
-    return ", ".join(f"{value:g}" for value in np.ravel(values)[:20])

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from bsevox_jax import forward, parallel
 from bsevox_jax.data import Examples, Normalisation
+from bsevox_jax.imageio import listed
 from bsevox_jax.observe import Microscope, check_range
 from bsevox_jax.sim import phantoms, textures
 
@@ -199,8 +200,8 @@ def start(
     ours, theirs = loaded.beam_energies_kev, examples.beam_energies_kev
     if len(ours) != len(theirs) or not np.allclose(ours, theirs):
         raise ValueError(
-            f"the image model must have the beam energies of the data set, {_listed(theirs)} keV; "
-            f"got {_listed(ours)}. Choose another data.config, or fit a model to it with configs/forward.py."
+            f"the image model must have the beam energies of the data set, {listed(theirs)} keV; "
+            f"got {listed(ours)}. Choose another data.config, or fit a model to it with configs/forward.py."
         )
     return Stream(
         model=loaded,
@@ -216,7 +217,3 @@ def start(
         thickness_nm=tuple(thickness_nm),
         relief_nm=tuple(relief_nm),
     )
-
-
-def _listed(energies_kev) -> str:
-    return ", ".join(f"{energy:g}" for energy in energies_kev)

@@ -1,4 +1,4 @@
-"""Settings shared by all tests: four forced host devices, and a compilation cache between runs."""
+"""Settings shared by all tests: four forced host devices, quick compilation, and a cache of programs."""
 
 import contextlib
 import os
@@ -7,7 +7,9 @@ import resource
 # Must precede the import of jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA lists pseudo-features of the processor at length
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Most of a first run is compiling; the lowest level that vectorises takes a sixth less of processor time.
+_FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
