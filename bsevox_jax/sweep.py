@@ -96,11 +96,12 @@ def _trainer(config: ConfigDict, source, network, epochs: int) -> Callable[[list
         for phase, length in lengths.items()
     }
     score = _scorer(config, source, network)
+    any_point = Point(config.phase1.learning_rate, config.optim.weight_decay, config.phase1.loss.lam)
+    optimiser = _optimiser(config, 1, any_point, lengths[1] * batches)  # all begin in the same state
+    first = steps.init_state(network, optimiser, source.validation.counts.shape[1:], config.seed)
 
     def train(points: list[Point]) -> list[float]:
         values = jax.tree.map(lambda *numbers: np.array(numbers, np.float32), *points)
-        optimiser = _optimiser(config, 1, points[0], lengths[1] * batches)
-        first = steps.init_state(network, optimiser, source.validation.counts.shape[1:], config.seed)
         state = jax.tree.map(lambda leaf: np.stack([leaf] * len(points)), first)
         for phase, step in steps_of.items():
             if phase == 2:  # from the averaged weights with a fresh optimiser, as a training

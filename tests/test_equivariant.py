@@ -79,7 +79,10 @@ def test_a_convolution_tells_the_eight_attitudes_apart(weights):
 
 
 @pytest.mark.parametrize("side_walls, surroundings", [("mirror", "symmetric"), ("periodic", "wrap")])
-@pytest.mark.parametrize("field", [(7, 4), (2, 3), (1, 1)])
+@pytest.mark.parametrize(
+    "field",
+    [pytest.param((7, 4), marks=pytest.mark.slow), (2, 3), pytest.param((1, 1), marks=pytest.mark.slow)],
+)
 def test_field_with_side_walls_is_the_middle_of_its_explicit_surroundings(
     weights, side_walls, surroundings, field
 ):

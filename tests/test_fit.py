@@ -115,7 +115,7 @@ def test_reported_numbers_are_centres_and_sizes():
     "name, parameters",
     [
         pytest.param("box", (3.3, 0, 2.2, 8.4, 6.6, 7.3), marks=pytest.mark.slow),
-        ("cylinder along z", (5.6, 6.2, 1.4, 3.2, 0, 6.7)),
+        pytest.param("cylinder along z", (5.6, 6.2, 1.4, 3.2, 0, 6.7), marks=pytest.mark.slow),
         ("layer", (0, 0, 2.4, 12, 12, 5.7)),
     ],
 )

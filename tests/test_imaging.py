@@ -293,6 +293,7 @@ def test_specimen_may_hold_eight_materials():
     assert not images.fates["unfinished"].any()
 
 
+@pytest.mark.slow
 def test_order_of_the_materials_does_not_change_the_counts():
     labels = mixed_specimens(1)[0]
     swapped = np.array([0, 2, 1], np.uint8)[labels]
