@@ -210,6 +210,6 @@ def _draw(path: str, rounds: list[dict]) -> None:
         picture = panel.imshow(best, aspect="auto", origin="lower")
         panel.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates], rotation=60)
         panel.set_yticks(range(len(lams)), [f"1/{1 / lam:.3g}" for lam in lams])
-        panel.set(title=f"{finished['epochs']} epochs", xlabel="learning rate", ylabel="lambda")
+        panel.set(title=f"epochs: {finished['epochs']}", xlabel="learning rate", ylabel="lambda")
         figure.colorbar(picture, ax=panel, label="mean IoU of Cu, validation")
     figure.savefig(path, format="png")
