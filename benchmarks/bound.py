@@ -235,7 +235,6 @@ def main(_):
     }
     found = json.loads(path.read_text()) if path.exists() else {}
     rows = found["rows"] if about.items() <= found.items() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
     for first in tqdm(range(len(rows), FLAGS.specimens, ROWS), unit="block"):
         rows += bound(model, test, range(first, min(first + ROWS, FLAGS.specimens)), network)
         write_whole(path, json.dumps(about | {"summary": summary(rows), "rows": rows}, indent=1))

@@ -68,7 +68,8 @@ def sweep(config: ConfigDict, workdir: str) -> dict:
         done = results["rounds"][number]["points"]
         trained = {_point(row) for row in done}
         missing = [point for point in points if point not in trained]
-        train = _trainer(config, source, network, epochs)
+        if missing:  # a finished round needs no programs
+            train = _trainer(config, source, network, epochs)
         bar = dict(unit="group", disable=not parallel.is_main_process())
         for first in tqdm(range(0, len(missing), grid.side_by_side), f"training for {epochs} epochs", **bar):
             group = missing[first : first + grid.side_by_side]
