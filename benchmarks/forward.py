@@ -29,7 +29,7 @@ from bsevox_jax import task as tasks
 from bsevox_jax.evaluate import agreement
 from bsevox_jax.parallel import processor
 from bsevox_jax.sim import shapes
-from bsevox_jax.sim.files import whole_file
+from bsevox_jax.sim.files import whole_file, write_whole
 from configs import compact
 from tfds_bse import sets
 
@@ -313,8 +313,7 @@ def benchmark(model) -> dict:
 def main(_):
     Path(FLAGS.results).mkdir(parents=True, exist_ok=True)
     result = benchmark(forward.load(FLAGS.model))
-    with whole_file(Path(FLAGS.results) / "forward.json") as path:
-        Path(path).write_text(json.dumps(result, allow_nan=False, indent=1))
+    write_whole(Path(FLAGS.results) / "forward.json", json.dumps(result, allow_nan=False, indent=1))
     print(json.dumps(result))
 
 

@@ -28,7 +28,7 @@ from bsevox_jax.inference import cu_probability
 from bsevox_jax.models import bsevoxnet
 from bsevox_jax.parallel import processor
 from bsevox_jax.sim import phantoms
-from bsevox_jax.sim.files import whole_file
+from bsevox_jax.sim.files import write_whole
 from bsevox_jax.train import train
 from configs import lite, medium, moderate, small, unet3d
 
@@ -155,8 +155,7 @@ def main(_):
         evaluate(recipe(name), str(workdir))
         about = {"processor": processor(), "seed": SEED, "electrons_per_pixel": ELECTRONS_PER_PIXEL}
         results[name] = row(name) | about
-        with whole_file(summary) as path:
-            Path(path).write_text(json.dumps(results, indent=1))
+        write_whole(summary, json.dumps(results, indent=1))
     print(json.dumps({name: {k: v for k, v in r.items() if k != "curve"} for name, r in results.items()}))
 
 

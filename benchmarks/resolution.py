@@ -29,7 +29,7 @@ from bsevox_jax.calibration import reliability
 from bsevox_jax.evaluate import iou_cu
 from bsevox_jax.inference import cu_probability
 from bsevox_jax.parallel import processor
-from bsevox_jax.sim.files import whole_file
+from bsevox_jax.sim.files import whole_file, write_whole
 from bsevox_jax.simulate import counts_of
 
 FLAGS = flags.FLAGS
@@ -340,11 +340,9 @@ def main(_):
         for name, effect in EFFECTS.items()
     }
     found |= {"electrons_per_pixel": dose, "device": jax.devices()[0].device_kind, "processor": processor()}
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    for name, write in (("resolution.json", lambda path: Path(path).write_text(json.dumps(found, indent=1))),
-                        ("resolution.png", lambda path: draw(path, found))):  # fmt: skip
-        with whole_file(Path(workdir) / name) as path:
-            write(path)
+    write_whole(Path(workdir) / "resolution.json", json.dumps(found, indent=1))
+    with whole_file(Path(workdir) / "resolution.png") as path:
+        draw(path, found)
     print(json.dumps(found))
 
 

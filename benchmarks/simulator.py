@@ -27,7 +27,7 @@ from benchmarks.roofline import draw, roofline
 from bsevox_jax import sim
 from bsevox_jax.parallel import processor
 from bsevox_jax.sim import work
-from bsevox_jax.sim.files import whole_file
+from bsevox_jax.sim.files import whole_file, write_whole
 
 FLAGS = flags.FLAGS
 flags.DEFINE_float("minutes", 8, "that the whole should take")
@@ -287,9 +287,7 @@ def main(_):
     result["benchmark_minutes"] = (time.perf_counter() - started) / 60
     result = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.4g}"))
     folder = Path(FLAGS.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "simulator.json") as path:
-        Path(path).write_text(json.dumps(result, allow_nan=False, indent=1))
+    write_whole(folder / "simulator.json", json.dumps(result, allow_nan=False, indent=1))
     with whole_file(folder / "simulator.png") as path:
         draw(path, result)
     print(json.dumps(result))

@@ -29,7 +29,7 @@ from bsevox_jax import checkpoint, data
 from bsevox_jax.evaluate import iou_cu
 from bsevox_jax.inference import cu_probability
 from bsevox_jax.parallel import processor
-from bsevox_jax.sim.files import whole_file
+from bsevox_jax.sim.files import whole_file, write_whole
 from bsevox_jax.train import train
 from configs import quickstart
 
@@ -178,8 +178,7 @@ def main(_):
         "cores": os.cpu_count(),
     }
     result = {"by_seed": rows} | about
-    with whole_file(Path(FLAGS.folder) / "source.json") as path:
-        Path(path).write_text(json.dumps(result, indent=1))
+    write_whole(Path(FLAGS.folder) / "source.json", json.dumps(result, indent=1))
     with whole_file(Path(FLAGS.folder) / "source.png") as path:
         draw(path, rows)
     print(json.dumps(result))
